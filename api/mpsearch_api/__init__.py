@@ -1,0 +1,1 @@
+"""The mpsearch job service: FastAPI application, jobs and storage."""

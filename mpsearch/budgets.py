@@ -1,0 +1,1 @@
+"""Budgets: the grammar people write, and the limits it means."""

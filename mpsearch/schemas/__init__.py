@@ -1,0 +1,1 @@
+"""Pydantic models that the library, the client and the service share."""

@@ -1,0 +1,1 @@
+"""Pure optimisation for precision allocation: numpy in, allocation out."""
