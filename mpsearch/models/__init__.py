@@ -1,0 +1,1 @@
+"""Models and data in: loading them safely, finding their layers."""

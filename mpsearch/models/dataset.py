@@ -1,0 +1,109 @@
+"""A data set in memory: what layers are scored on, and what the answer is verified on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mpsearch.errors import DataError
+
+__all__ = ["Batch", "DataSet"]
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Inputs with optional targets, in two parts that do not overlap.
+
+    Attributes:
+        name: How the data set is called in reports.
+        inputs: Calibration inputs `[n, ...]`: layers are scored and ranges calibrated on these.
+        targets: Their targets `[n, ...]`, or None.
+        held_out_inputs: Inputs for verification `[m, ...]`, or None to verify on `inputs`.
+        held_out_targets: Their targets, or None.
+        batch_size: How many inputs one forward pass takes.
+    """
+
+    name: str
+    inputs: Tensor
+    targets: Tensor | None = None
+    held_out_inputs: Tensor | None = None
+    held_out_targets: Tensor | None = None
+    batch_size: int = 256
+    _digest: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse data that cannot be used.
+
+        Raises:
+            DataError: No inputs, non-finite inputs, or another number of targets than of inputs.
+        """
+        if self.batch_size < 1:
+            raise DataError(f"data {self.name!r}: batch size {self.batch_size} must be at least 1")
+        _check_part(self.name, self.inputs, self.targets)
+        if self.held_out_inputs is not None:
+            _check_part(f"{self.name} (held out)", self.held_out_inputs, self.held_out_targets)
+
+    def __len__(self) -> int:
+        """Number of calibration inputs."""
+        return len(self.inputs)
+
+    @property
+    def verifies_on_held_out(self) -> bool:
+        """Whether verification sees inputs that no score was computed from."""
+        return self.held_out_inputs is not None
+
+    def batches(self, limit: int | None = None) -> Iterator[Batch]:
+        """Go through the calibration part in order.
+
+        Args:
+            limit: Use only the first so many inputs.
+
+        Yields:
+            Inputs and targets of one batch.
+        """
+        yield from _batches(self.inputs[:limit], self.targets, self.batch_size)
+
+    def verification_batches(self) -> Iterator[Batch]:
+        """Go through the part for verification, or the calibration part if there is none.
+
+        Yields:
+            Inputs and targets of one batch.
+        """
+        if self.held_out_inputs is None:
+            yield from self.batches()
+        else:
+            yield from _batches(self.held_out_inputs, self.held_out_targets, self.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash (sha256, hex) of the calibration part's shapes, types and values."""
+        if not self._digest:
+            digest = hashlib.sha256()
+            for tensor in (self.inputs, self.targets):
+                if tensor is not None:
+                    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8))
+            self._digest.append(digest.hexdigest())
+        return self._digest[0]
+
+
+def _check_part(name: str, inputs: Tensor, targets: Tensor | None) -> None:
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise DataError(f"data {name!r} is empty: give at least one input")
+    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        bad = int((~torch.isfinite(inputs)).sum())
+        raise DataError(f"data {name!r} has {bad} values that are NaN or infinite")
+    if targets is not None and len(targets) != len(inputs):
+        raise DataError(f"data {name!r} has {len(inputs)} inputs but {len(targets)} targets")
+
+
+def _batches(inputs: Tensor, targets: Tensor | None, size: int) -> Iterator[Batch]:
+    for start in range(0, len(inputs), size):
+        stop = min(start + size, len(inputs))
+        yield inputs[start:stop], None if targets is None else targets[start:stop]
