@@ -1,0 +1,1 @@
+"""Rounding kernels in torch; imported only when a format is used."""

@@ -1,0 +1,291 @@
+"""Runs a format's kernel over a tensor: rows, blocks, cache-sized chunks, and checks.
+
+A tensor becomes rows (one per channel), rows become blocks (one per scale), and blocks are
+rounded a cache-sized chunk at a time: the block statistics and the five or so elementwise steps
+then read the second-level cache instead of main memory.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mpsearch.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from mpsearch.formats.base import Format
+
+__all__ = ["BlockKernel", "Params", "check_floating", "fake_quantize", "range_quantizer"]
+
+Params = tuple[Tensor, ...]
+
+CHUNK_PER_THREAD = 32768
+"""Values per thread and chunk on a CPU: 128 KiB of float32, torch's own grain of parallelism."""
+
+DEVICE_CHUNK = 2**26
+"""Values per chunk on other devices, which bounds the temporary buffers only."""
+
+
+class BlockKernel(ABC):
+    """How one format turns blocks of values into parameters, and values into rounded values."""
+
+    def prepare(self, blocks: Tensor) -> Tensor | None:
+        """Return what the fit needs to know of the whole tensor; most formats need nothing."""
+        del blocks
+        return None
+
+    @abstractmethod
+    def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
+        """Return parameters of shape (blocks, 1).
+
+        The first of them is finite exactly when every value of its block is.
+
+        Args:
+            blocks: Values, (blocks, values per block); short blocks are padded with zeros.
+            counts: True number of values in each block, (blocks, 1), or one number for all.
+            whole: What `prepare` returned.
+        """
+
+    @abstractmethod
+    def fit_range(self, low: float, high: float) -> Params:
+        """Return parameters of shape (1, 1), float32, for a fixed range of a whole tensor."""
+
+    @abstractmethod
+    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+        """Write rounded values to `out`, saturating at the ends of the grid.
+
+        Args:
+            values: Values in the computing type, (blocks, values per block); not changed.
+            params: What `fit` returned for these blocks.
+            out: Same shape and type as `values`; may not be the same memory.
+        """
+
+
+def check_floating(tensor: Tensor, what: str) -> None:
+    """Raise unless the tensor holds floating-point values.
+
+    Args:
+        tensor: The tensor to check.
+        what: Name of the format, for the message.
+
+    Raises:
+        InputError: The tensor is integer, boolean or complex.
+    """
+    if not tensor.is_floating_point():
+        raise InputError(f"{what} rounds floating-point tensors, not {tensor.dtype}; convert first")
+
+
+def non_finite(tensor: Tensor, what: str) -> ModelError:
+    """Return the error that counts the NaN and infinite values of a tensor."""
+    nan = int(torch.isnan(tensor).sum())
+    inf = int(torch.isinf(tensor).sum())
+    return ModelError(
+        f"{what} cannot round a tensor of shape {tuple(tensor.shape)} that holds {nan} NaN and "
+        f"{inf} infinite values of {tensor.numel()}; repair the values or leave the layer float"
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Blocks of a tensor, and the way back."""
+
+    blocks: Tensor  # (blocks, values per block)
+    counts: Tensor | int  # true values per block
+    rows: tuple[int, int]  # rows, values per row
+
+
+def _rows(tensor: Tensor, channel_axis: int | None) -> Tensor:
+    if channel_axis is None or tensor.ndim == 0:
+        return tensor.reshape(1, -1)
+    return tensor.movedim(channel_axis, 0).reshape(tensor.shape[channel_axis], -1)
+
+
+def _blocks(rows: Tensor, block: int | None) -> _Layout:
+    count, length = rows.shape
+    if block is None or block >= length:
+        return _Layout(rows, length, (count, length))
+    per_row, rest = divmod(length, block)
+    if rest == 0:
+        return _Layout(rows.reshape(-1, block), block, (count, length))
+    padded = rows.new_zeros(count, (per_row + 1) * block)
+    padded[:, :length] = rows
+    counts = torch.full((count, per_row + 1, 1), block, device=rows.device, dtype=torch.int64)
+    counts[:, -1] = rest
+    return _Layout(padded.view(-1, block), counts.view(-1, 1), (count, length))
+
+
+def _unblock(blocks: Tensor, layout: _Layout) -> Tensor:
+    count, length = layout.rows
+    return blocks.view(count, -1)[:, :length]
+
+
+def fake_quantize(spec: Format, tensor: Tensor, channel_axis: int | None) -> Tensor:
+    """Round a tensor to a format, scales fitted to its values; see `Format.fake_quantize`.
+
+    Returns:
+        A new contiguous tensor of the same shape, dtype and device.
+
+    Raises:
+        InputError: The tensor is not floating point, or has no such axis.
+    """
+    check_floating(tensor, spec.name)
+    if channel_axis is not None and tensor.ndim and not -tensor.ndim <= channel_axis < tensor.ndim:
+        raise InputError(f"channel_axis={channel_axis} of a tensor of shape {tuple(tensor.shape)}")
+    with torch.no_grad():
+        source = tensor.detach()
+        if source.numel() == 0:
+            return source.clone()
+        axis = None if spec.per_tensor else channel_axis
+        rows = _rows(source, axis)
+        result = _round_rows(spec, rows)
+        if axis is None or tensor.ndim == 0:
+            return result.reshape(tensor.shape)
+        axis %= tensor.ndim
+        moved = (tensor.shape[axis], *tensor.shape[:axis], *tensor.shape[axis + 1 :])
+        return result.reshape(moved).movedim(0, axis).contiguous()
+
+
+def _round_rows(spec: Format, rows: Tensor) -> Tensor:
+    layout = _blocks(rows.contiguous(), spec.block)
+    out = torch.empty_like(layout.blocks)
+    if not _run(spec.kernel(), layout, out):
+        raise non_finite(rows, spec.name)
+    return _unblock(out, layout)
+
+
+def _run(kernel: BlockKernel, layout: _Layout, out: Tensor) -> bool:
+    """Round every block into `out`; False when some value is not finite."""
+    blocks = layout.blocks
+    count, width = blocks.shape
+    compute = torch.float64 if blocks.dtype == torch.float64 else torch.float32
+    whole = kernel.prepare(blocks)
+    if whole is not None and not bool(torch.isfinite(whole).all()):
+        return False
+    chunk = _chunk_size(blocks)
+    if width > chunk:
+        return _run_long(kernel, layout, out, whole, chunk)
+    step = max(1, chunk // width)
+    buffer = torch.empty(min(step, count), width, dtype=compute, device=blocks.device)
+    for start in range(0, count, step):
+        part = blocks[start : start + step].to(compute)
+        counts = layout.counts
+        params = kernel.fit(
+            part, counts if isinstance(counts, int) else counts[start : start + step], whole
+        )
+        if not bool(torch.isfinite(params[0]).all()):
+            return False
+        _round_into(kernel, part, params, out[start : start + step], buffer)
+    return True
+
+
+def _run_long(
+    kernel: BlockKernel, layout: _Layout, out: Tensor, whole: Tensor | None, chunk: int
+) -> bool:
+    """Round blocks longer than a chunk: parameters of a block first, then its pieces."""
+    blocks = layout.blocks
+    compute = torch.float64 if blocks.dtype == torch.float64 else torch.float32
+    buffer = torch.empty(1, chunk, dtype=compute, device=blocks.device)
+    for row in range(blocks.shape[0]):
+        line = blocks[row : row + 1]
+        counts = layout.counts
+        params = kernel.fit(
+            line.to(compute), counts if isinstance(counts, int) else counts[row : row + 1], whole
+        )
+        if not bool(torch.isfinite(params[0]).all()):
+            return False
+        for start in range(0, line.shape[1], chunk):
+            part = line[:, start : start + chunk].to(compute)
+            _round_into(kernel, part, params, out[row : row + 1, start : start + chunk], buffer)
+    return True
+
+
+def _round_into(
+    kernel: BlockKernel, part: Tensor, params: Params, target: Tensor, buffer: Tensor
+) -> None:
+    if target.dtype == part.dtype:
+        kernel.round(part, params, target)
+        return
+    view = buffer[: part.shape[0], : part.shape[1]]
+    kernel.round(part, params, view)
+    if target.dtype == torch.float16:
+        # a scale rounded upwards may push the largest value past float16's own maximum
+        view.clamp_(-65504.0, 65504.0)
+    target.copy_(view)
+
+
+def _chunk_size(tensor: Tensor) -> int:
+    if tensor.device.type == "cpu":
+        return CHUNK_PER_THREAD * max(1, torch.get_num_threads())
+    return DEVICE_CHUNK
+
+
+def range_quantizer(
+    spec: Format, low: float, high: float, block_axis: int
+) -> Callable[[Tensor], Tensor]:
+    """Return a quantizer of activations with a fixed range; see `Format.quantizer`.
+
+    Raises:
+        InputError: The range is not finite, or low is above high.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise InputError(
+            f"{spec.name}: activations need a finite range with low <= high, "
+            f"not [{low}, {high}]; calibrate on data without NaN or infinities"
+        )
+    if spec.dynamic:
+        return _block_quantizer(spec, block_axis)
+    if low == high == 0:
+        return torch.zeros_like
+    return _FixedRange(spec, low, high)
+
+
+class _FixedRange:
+    """Rounds tensors to a grid that was fixed in calibration."""
+
+    def __init__(self, spec: Format, low: float, high: float) -> None:
+        self._name = spec.name
+        self._kernel = spec.kernel()
+        self._params = self._kernel.fit_range(low, high)
+
+    def __repr__(self) -> str:
+        return f"_FixedRange({self._name})"
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Round one tensor."""
+        check_floating(tensor, self._name)
+        with torch.no_grad():
+            source = tensor.detach().contiguous()
+            compute = torch.float64 if source.dtype == torch.float64 else torch.float32
+            params = tuple(p.to(source.device, compute) for p in self._params)
+            out = torch.empty_like(source)
+            flat, target = source.view(1, -1), out.view(1, -1)
+            chunk = _chunk_size(source)
+            width = min(chunk, max(1, source.numel()))
+            buffer = torch.empty(1, width, dtype=compute, device=source.device)
+            for start in range(0, source.numel(), chunk):
+                part = flat[:, start : start + chunk].to(compute)
+                _round_into(self._kernel, part, params, target[:, start : start + chunk], buffer)
+            return out
+
+
+def _block_quantizer(spec: Format, block_axis: int) -> Callable[[Tensor], Tensor]:
+    def quantize(tensor: Tensor) -> Tensor:
+        check_floating(tensor, spec.name)
+        with torch.no_grad():
+            source = tensor.detach()
+            if source.numel() == 0:
+                return source.clone()
+            if source.ndim == 0:
+                return _round_rows(spec, source.reshape(1, 1)).reshape(())
+            moved = source.movedim(block_axis, -1)
+            rows = moved.reshape(-1, moved.shape[-1])
+            result = _round_rows(spec, rows)
+            return result.reshape(moved.shape).movedim(-1, block_axis).contiguous()
+
+    return quantize
