@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mpsearch.formats.kernels.engine import BlockKernel
+    from mpsearch.formats.kernels.blocks import BlockKernel
 
 __all__ = ["Format", "Overflow"]
 
@@ -55,6 +55,11 @@ class Format(ABC):
     def dynamic(self) -> bool:
         """Whether scales of activations come from the values at hand, block by block."""
         return self.block is not None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether scales are fitted to a range, so that calibration of activations matters."""
+        return not self.is_float
 
     @property
     def block(self) -> int | None:

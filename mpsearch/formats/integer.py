@@ -8,48 +8,35 @@ from typing import TYPE_CHECKING
 
 from mpsearch.errors import InputError
 from mpsearch.formats.base import Format, Overflow
+from mpsearch.formats.granularity import SUFFIXES, Scaled, parse_suffixes
 from mpsearch.formats.registry import Family, register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mpsearch.formats.kernels.engine import BlockKernel
+    from mpsearch.formats.kernels.blocks import BlockKernel
 
 __all__ = ["Integer"]
 
-_NAME = re.compile(r"int(\d+)(_asym)?(?:_g(\d+)|(_tensor)|_channel)?")
+_NAME = re.compile(r"int(\d+)(_asym)?(.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Integer(Format):
+class Integer(Scaled):
     """Uniform grid of 2^k - 1 levels around zero, or 2^k levels with a zero point.
 
     Attributes:
         width: Bits k, 1 to 16; symmetric integers need 2.
         asymmetric: Whether a zero point shifts the grid to [min, max].
-        group: Values per scale along a row, or None for a scale per channel.
-        whole: One scale for the whole tensor, whatever the channel axis.
     """
 
     width: int
     asymmetric: bool = False
-    group: int | None = None
-    whole: bool = False
 
     @property
     def bits(self) -> float:
         """Bits of one stored element."""
         return self.width
-
-    @property
-    def block(self) -> int | None:
-        """Values that share one scale along a row."""
-        return self.group
-
-    @property
-    def per_tensor(self) -> bool:
-        """Whether one scale serves the whole tensor."""
-        return self.whole
 
     @property
     def scale_bits(self) -> float:
@@ -72,9 +59,8 @@ class Integer(Format):
     def summary(self) -> str:
         """One line for listings."""
         low, high = self.levels
-        kind = "asymmetric, zero point" if self.asymmetric else "symmetric"
-        where = "tensor" if self.whole else f"group of {self.group}" if self.group else "channel"
-        return f"integers {low} … {high}, {kind}, one 16-bit scale per {where}"
+        kind = "with a zero point" if self.asymmetric else "symmetric"
+        return f"integers {low} … {high} {kind}, {self.sharing.summary}"
 
     def value_grid(self) -> tuple[float, ...] | None:
         """Return the integer codes, in units of the scale, up to 8 bits."""
@@ -83,65 +69,54 @@ class Integer(Format):
 
     def kernel(self) -> BlockKernel:
         """Return the integer rounding kernel."""
+        from mpsearch.formats.kernels.clipping import clipped
         from mpsearch.formats.kernels.integer import AsymmetricKernel, SymmetricKernel
 
-        low, high = self.levels
-        return AsymmetricKernel(high) if self.asymmetric else SymmetricKernel(high - low)
+        top = self.levels[1]
+        kernel = AsymmetricKernel(top) if self.asymmetric else SymmetricKernel(top)
+        return clipped(kernel, self.sharing.clip)
 
     def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
         """Return every value rounded to the nearest code, ties to even, scale one.
 
         Args:
             tensor: Floating-point values in units of the scale.
-            overflow: "saturate" clips to the code range; integers have no infinity, so "ieee"
-                is refused.
+            overflow: Integers have no code for overflow, so both modes clip to the code range.
 
         Returns:
             A new tensor of the same shape, dtype and device.
 
         Raises:
-            InputError: `overflow="ieee"`, or a value is NaN.
+            InputError: A value is NaN, for which there is no code.
         """
         from mpsearch.formats.kernels.integer import cast
 
-        return cast(self, tensor, overflow)
+        del overflow
+        return cast(self, tensor)
 
 
 def _parse(name: str) -> Format | None:
     match = _NAME.fullmatch(name)
-    if match is None:
+    sharing = parse_suffixes(match[3], name) if match else None
+    if match is None or sharing is None:
         return None
-    width, group = int(match[1]), match[3]
+    width, asymmetric = int(match[1]), bool(match[2])
     if not 1 <= width <= 16:
         raise InputError(f"format {name!r}: integers have 1 to 16 bits, not {width}")
-    if group is not None and int(group) < 1:
-        raise InputError(f"format {name!r}: a group holds at least one value, not {group}")
-    if width == 1 and not match[2]:
-        return None
-    return Integer(
-        name=name,
-        width=width,
-        asymmetric=bool(match[2]),
-        group=int(group) if group else None,
-        whole=bool(match[4]),
-    )
+    if width == 1 and not asymmetric:
+        return None  # one symmetric bit has no zero: that is `binary`, another family
+    return Integer(name=name, width=width, asymmetric=asymmetric, sharing=sharing)
 
 
 register(
     Family(
         label="integer",
-        grammar="int{1..16}[_asym][_g{n}|_tensor]",
+        grammar="int{1..16}[_asym]" + SUFFIXES,
         examples=(
-            "int2",
-            "int3",
-            "int4",
-            "int6",
-            "int8",
-            "int4_asym",
-            "int4_g128",
-            "int3_asym_g64",
+            *("int2", "int3", "int4", "int5", "int6", "int8", "int16"),
+            *("int4_asym", "int8_asym", "int4_g128", "int3_asym_g64", "int4_mse", "int8_tensor"),
         ),
-        summary="uniform grid; scale per channel, group or tensor",
+        summary="uniform grid around zero, or with a zero point",
         parse=_parse,
     )
 )

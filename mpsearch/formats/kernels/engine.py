@@ -8,7 +8,6 @@ then read the second-level cache instead of main memory.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,79 +15,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mpsearch.errors import InputError, ModelError
+from mpsearch.errors import InputError
+from mpsearch.formats.kernels.blocks import BlockKernel, Params, check_floating, non_finite
 
 if TYPE_CHECKING:
     from mpsearch.formats.base import Format
 
-__all__ = ["BlockKernel", "Params", "check_floating", "fake_quantize", "range_quantizer"]
-
-Params = tuple[Tensor, ...]
+__all__ = ["fake_quantize", "range_quantizer"]
 
 CHUNK_PER_THREAD = 32768
 """Values per thread and chunk on a CPU: 128 KiB of float32, torch's own grain of parallelism."""
 
 DEVICE_CHUNK = 2**26
 """Values per chunk on other devices, which bounds the temporary buffers only."""
-
-
-class BlockKernel(ABC):
-    """How one format turns blocks of values into parameters, and values into rounded values."""
-
-    def prepare(self, blocks: Tensor) -> Tensor | None:
-        """Return what the fit needs to know of the whole tensor; most formats need nothing."""
-        del blocks
-        return None
-
-    @abstractmethod
-    def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
-        """Return parameters of shape (blocks, 1).
-
-        The first of them is finite exactly when every value of its block is.
-
-        Args:
-            blocks: Values, (blocks, values per block); short blocks are padded with zeros.
-            counts: True number of values in each block, (blocks, 1), or one number for all.
-            whole: What `prepare` returned.
-        """
-
-    @abstractmethod
-    def fit_range(self, low: float, high: float) -> Params:
-        """Return parameters of shape (1, 1), float32, for a fixed range of a whole tensor."""
-
-    @abstractmethod
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
-        """Write rounded values to `out`, saturating at the ends of the grid.
-
-        Args:
-            values: Values in the computing type, (blocks, values per block); not changed.
-            params: What `fit` returned for these blocks.
-            out: Same shape and type as `values`; may not be the same memory.
-        """
-
-
-def check_floating(tensor: Tensor, what: str) -> None:
-    """Raise unless the tensor holds floating-point values.
-
-    Args:
-        tensor: The tensor to check.
-        what: Name of the format, for the message.
-
-    Raises:
-        InputError: The tensor is integer, boolean or complex.
-    """
-    if not tensor.is_floating_point():
-        raise InputError(f"{what} rounds floating-point tensors, not {tensor.dtype}; convert first")
-
-
-def non_finite(tensor: Tensor, what: str) -> ModelError:
-    """Return the error that counts the NaN and infinite values of a tensor."""
-    nan = int(torch.isnan(tensor).sum())
-    inf = int(torch.isinf(tensor).sum())
-    return ModelError(
-        f"{what} cannot round a tensor of shape {tuple(tensor.shape)} that holds {nan} NaN and "
-        f"{inf} infinite values of {tensor.numel()}; repair the values or leave the layer float"
-    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +103,7 @@ def _run(kernel: BlockKernel, layout: _Layout, out: Tensor) -> bool:
     blocks = layout.blocks
     count, width = blocks.shape
     compute = torch.float64 if blocks.dtype == torch.float64 else torch.float32
-    whole = kernel.prepare(blocks)
+    whole = kernel.prepare(blocks, layout.counts, layout.rows[0])
     if whole is not None and not bool(torch.isfinite(whole).all()):
         return False
     chunk = _chunk_size(blocks)
@@ -174,14 +113,20 @@ def _run(kernel: BlockKernel, layout: _Layout, out: Tensor) -> bool:
     buffer = torch.empty(min(step, count), width, dtype=compute, device=blocks.device)
     for start in range(0, count, step):
         part = blocks[start : start + step].to(compute)
-        counts = layout.counts
-        params = kernel.fit(
-            part, counts if isinstance(counts, int) else counts[start : start + step], whole
-        )
+        params = _fit(kernel, part, layout, whole, slice(start, start + step))
         if not bool(torch.isfinite(params[0]).all()):
             return False
         _round_into(kernel, part, params, out[start : start + step], buffer)
     return True
+
+
+def _fit(
+    kernel: BlockKernel, part: Tensor, layout: _Layout, whole: Tensor | None, which: slice
+) -> Params:
+    counts = layout.counts if isinstance(layout.counts, int) else layout.counts[which]
+    if whole is not None and whole.shape[0] == layout.blocks.shape[0]:
+        whole = whole[which]
+    return kernel.fit(part, counts, whole)
 
 
 def _run_long(
@@ -193,10 +138,7 @@ def _run_long(
     buffer = torch.empty(1, chunk, dtype=compute, device=blocks.device)
     for row in range(blocks.shape[0]):
         line = blocks[row : row + 1]
-        counts = layout.counts
-        params = kernel.fit(
-            line.to(compute), counts if isinstance(counts, int) else counts[row : row + 1], whole
-        )
+        params = _fit(kernel, line.to(compute), layout, whole, slice(row, row + 1))
         if not bool(torch.isfinite(params[0]).all()):
             return False
         for start in range(0, line.shape[1], chunk):
@@ -240,7 +182,7 @@ def range_quantizer(
         )
     if spec.dynamic:
         return _block_quantizer(spec, block_axis)
-    if low == high == 0:
+    if spec.ranged and low == high == 0:
         return torch.zeros_like
     return _FixedRange(spec, low, high)
 
@@ -251,7 +193,8 @@ class _FixedRange:
     def __init__(self, spec: Format, low: float, high: float) -> None:
         self._name = spec.name
         self._kernel = spec.kernel()
-        self._params = self._kernel.fit_range(low, high)
+        ends = torch.tensor([[low, high]], dtype=torch.float32)
+        self._params = self._kernel.from_range(ends[:, :1], ends[:, 1:])
 
     def __repr__(self) -> str:
         return f"_FixedRange({self._name})"

@@ -1,0 +1,128 @@
+"""What a rounding kernel is, and what kernels share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from mpsearch.errors import InputError, ModelError
+
+__all__ = [
+    "BlockKernel",
+    "Params",
+    "absmax",
+    "check_floating",
+    "non_finite",
+    "reject_nan",
+    "safe_scale",
+]
+
+Params = tuple[Tensor, ...]
+
+
+class BlockKernel(ABC):
+    """How one format turns blocks of values into parameters, and values into rounded values."""
+
+    def prepare(self, blocks: Tensor, counts: Tensor | int, rows: int) -> Tensor | None:
+        """Return what the fit needs to know beyond its block; most formats need nothing.
+
+        Args:
+            blocks: All values, (blocks, values per block).
+            counts: True number of values in each block, (blocks, 1), or one number for all.
+            rows: Number of rows (channels) that the blocks belong to, in order.
+
+        Returns:
+            A tensor with one entry for all blocks, (1, …), or one for each, (blocks, …); finite
+            exactly when every value is.
+        """
+        del blocks, counts, rows
+        return None
+
+    @abstractmethod
+    def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
+        """Return parameters of shape (blocks, …).
+
+        Args:
+            blocks: Values, (blocks, values per block); short blocks are padded with zeros.
+            counts: True number of values in each block, (blocks, 1), or one number for all.
+            whole: What `prepare` returned, for these blocks.
+
+        Returns:
+            Parameters, the first of them finite exactly when every value of its block is.
+        """
+
+    @abstractmethod
+    def from_range(self, low: Tensor, high: Tensor) -> Params:
+        """Return parameters of blocks whose values span [low, high], both (blocks, 1)."""
+
+    @abstractmethod
+    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+        """Write rounded values to `out`, saturating at the ends of the grid.
+
+        Args:
+            values: Values in the computing type, (blocks, values per block); not changed.
+            params: What `fit` returned for these blocks.
+            out: Same shape and type as `values`; may not be the same memory.
+        """
+
+
+def absmax(blocks: Tensor) -> Tensor:
+    """Return the largest magnitude of every block, (blocks, 1); NaN where there is a NaN."""
+    return torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_())
+
+
+def safe_scale(scale: Tensor) -> Tensor:
+    """Replace zero by one and raise subnormal scales to the smallest normal number.
+
+    A subnormal scale has lost bits, so that values at the end of the range would land off the
+    grid by more than half a step; the smallest normal scale loses nothing.
+
+    Returns:
+        Scales of the same shape, all positive where they were finite.
+    """
+    tiny = torch.finfo(scale.dtype).tiny
+    return torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=tiny))
+
+
+def check_floating(tensor: Tensor, what: str) -> None:
+    """Raise unless the tensor holds floating-point values.
+
+    Args:
+        tensor: The tensor to check.
+        what: Name of the format, for the message.
+
+    Raises:
+        InputError: The tensor is integer, boolean or complex.
+    """
+    if not tensor.is_floating_point():
+        raise InputError(f"{what} rounds floating-point tensors, not {tensor.dtype}; convert first")
+
+
+def reject_nan(tensor: Tensor, what: str) -> None:
+    """Raise when a format without a code for NaN is given one.
+
+    Args:
+        tensor: The values.
+        what: Name of the format, for the message.
+
+    Raises:
+        InputError: Some value is NaN.
+    """
+    count = int(torch.isnan(tensor).sum())
+    if count:
+        raise InputError(
+            f"{what} has no code for NaN, and {count} of {tensor.numel()} values are NaN; "
+            "replace them first"
+        )
+
+
+def non_finite(tensor: Tensor, what: str) -> ModelError:
+    """Return the error that counts the NaN and infinite values of a tensor."""
+    nan = int(torch.isnan(tensor).sum())
+    inf = int(torch.isinf(tensor).sum())
+    return ModelError(
+        f"{what} cannot round a tensor of shape {tuple(tensor.shape)} that holds {nan} NaN and "
+        f"{inf} infinite values of {tensor.numel()}; repair the values or leave the layer float"
+    )

@@ -1,0 +1,93 @@
+"""Ranges that leave outliers out: percentiles, and the search for the least squared error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mpsearch.formats.kernels.blocks import BlockKernel, Params
+
+if TYPE_CHECKING:
+    from mpsearch.formats.granularity import Clip
+
+__all__ = ["CLIP_RATIOS", "clipped"]
+
+CLIP_RATIOS = tuple(step / 40 for step in range(40, 7, -1))
+"""Shares of the full range that the search tries: 1 down to 0.2 in steps of 0.025."""
+
+
+def clipped(kernel: BlockKernel, clip: Clip | None) -> BlockKernel:
+    """Return the kernel with its ranges clipped, or the kernel itself where nothing is clipped."""
+    if clip is None:
+        return kernel
+    if clip.percentile is None:
+        return LeastErrorKernel(kernel)
+    return PercentileKernel(kernel, clip.percentile)
+
+
+class LeastErrorKernel(BlockKernel):
+    """Tries shares of each block's range and keeps the one of least squared error."""
+
+    def __init__(self, inner: BlockKernel) -> None:
+        self.inner = inner
+
+    def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
+        """Return the inner kernel's parameters at the best ratio of each block."""
+        del counts, whole
+        low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+        rounded = torch.empty_like(blocks)
+        best: Params = ()
+        least = torch.full_like(low, float("inf"))
+        for ratio in CLIP_RATIOS:
+            params = self.inner.from_range(low * ratio, high * ratio)
+            self.inner.round(blocks, params, rounded)
+            error = torch.sub(rounded, blocks, out=rounded).square_().sum(1, keepdim=True)
+            if not best:
+                best, least = params, error
+                continue
+            better = error < least
+            least = torch.where(better, error, least)
+            best = tuple(torch.where(better, n, o) for n, o in zip(params, best, strict=True))
+        return best
+
+    def from_range(self, low: Tensor, high: Tensor) -> Params:
+        """Return the inner kernel's parameters: a given range is not searched again."""
+        return self.inner.from_range(low, high)
+
+    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+        """Round as the inner kernel does."""
+        self.inner.round(values, params, out)
+
+
+class PercentileKernel(BlockKernel):
+    """Covers a share of each block's magnitudes."""
+
+    def __init__(self, inner: BlockKernel, percentile: float) -> None:
+        self.inner = inner
+        self.percentile = percentile
+
+    def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
+        """Return the inner kernel's parameters for the clipped range.
+
+        The bound is the k-th smallest magnitude, k = ceil(percentile / 100 * values).
+        """
+        del whole
+        count = torch.as_tensor(counts, device=blocks.device).expand(blocks.shape[0], 1)
+        rank = (count * (self.percentile / 100)).ceil().long().clamp(min=1)
+        magnitudes = blocks.abs().sort(1).values
+        padding = blocks.shape[1] - count  # padded zeros sort first
+        bound = magnitudes.gather(1, rank - 1 + padding)
+        low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+        # a range of NaN or infinity must stay visible to the caller's check
+        bound = torch.where(torch.isfinite(high - high + low - low), bound, high - low)
+        return self.inner.from_range(torch.maximum(low, -bound), torch.minimum(high, bound))
+
+    def from_range(self, low: Tensor, high: Tensor) -> Params:
+        """Return the inner kernel's parameters: a given range is not clipped again."""
+        return self.inner.from_range(low, high)
+
+    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+        """Round as the inner kernel does."""
+        self.inner.round(values, params, out)
