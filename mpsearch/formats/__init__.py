@@ -4,7 +4,22 @@ Importing this package imports no torch, so that the command line and the server
 explain formats in the base install.
 """
 
-from mpsearch.formats.base import Format, Overflow
+from mpsearch.formats import (
+    automatic,
+    codebook,
+    exponent,
+    half,
+    identity,
+    integer,
+    microscaling,
+    minifloat,
+    nvfp,
+    sign,
+)
+from mpsearch.formats.automatic import AutoMinifloat
+from mpsearch.formats.base import Format, Overflow, Role
+from mpsearch.formats.codebook import Codebook, LearnedCodebook, register_table
+from mpsearch.formats.exponent import PowerOfTwo
 from mpsearch.formats.granularity import Clip, Scaled, Sharing
 from mpsearch.formats.half import Half
 from mpsearch.formats.identity import Float
@@ -14,28 +29,52 @@ from mpsearch.formats.minifloat import FloatGrid, Minifloat
 from mpsearch.formats.nvfp import NvFloat4
 from mpsearch.formats.options import OPTION_GRAMMAR, Option, parse_option
 from mpsearch.formats.registry import Family, families, get, grammar, known, register
+from mpsearch.formats.sign import Signs
+
+for _module_family in (
+    identity.FAMILY,
+    integer.FAMILY,
+    sign.FAMILY,
+    half.FAMILY,
+    minifloat.FAMILY,
+    automatic.FAMILY,
+    microscaling.MX_FAMILY,
+    nvfp.FAMILY,
+    microscaling.BFP_FAMILY,
+    codebook.NF4_FAMILY,
+    codebook.LEARNED_FAMILY,
+    exponent.FAMILY,
+):
+    register(_module_family)
 
 __all__ = [
     "OPTION_GRAMMAR",
+    "AutoMinifloat",
     "BlockFloat",
     "Clip",
+    "Codebook",
     "Family",
     "Float",
     "FloatGrid",
     "Format",
     "Half",
     "Integer",
+    "LearnedCodebook",
     "Microscaling",
     "Minifloat",
     "NvFloat4",
     "Option",
     "Overflow",
+    "PowerOfTwo",
+    "Role",
     "Scaled",
     "Sharing",
+    "Signs",
     "families",
     "get",
     "grammar",
     "known",
     "parse_option",
     "register",
+    "register_table",
 ]

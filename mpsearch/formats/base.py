@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
     from mpsearch.formats.kernels.blocks import BlockKernel
 
-__all__ = ["Format", "Overflow"]
+__all__ = ["Format", "Overflow", "Role"]
 
 Overflow = Literal["saturate", "ieee"]
+"""What a cast does beyond the largest value: clip, or infinity or NaN where the format has one."""
+
+Role = Literal["any", "weights", "scales"]
+"""What a format may be used for: weights and activations, weights alone, or only scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,16 @@ class Format(ABC):
     def dynamic(self) -> bool:
         """Whether scales of activations come from the values at hand, block by block."""
         return self.block is not None
+
+    @property
+    def role(self) -> Role:
+        """What the format may be used for."""
+        return "any"
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the grid itself is chosen from values, so that a range is not enough."""
+        return False
 
     @property
     def ranged(self) -> bool:
@@ -109,6 +123,18 @@ class Format(ABC):
     def value_grid(self) -> tuple[float, ...] | None:
         """Return every unscaled value in ascending order, or None where too many to list."""
         return None
+
+    @abstractmethod
+    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+        """Return every value rounded to the nearest of the unscaled grid.
+
+        Args:
+            tensor: Floating-point values.
+            overflow: What happens beyond the largest value of the grid.
+
+        Returns:
+            A new tensor of the same shape, dtype and device.
+        """
 
     def kernel(self) -> BlockKernel:
         """Return the rounding kernel, importing torch.

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpsearch.formats.base import Format, Overflow
-from mpsearch.formats.registry import Family, register
+from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mpsearch.formats.kernels.blocks import BlockKernel
 
-__all__ = ["Half"]
+__all__ = ["FAMILY", "Half"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,10 @@ class Half(Format):
         return cast(self, tensor, overflow)
 
 
-register(
-    Family(
-        label="half",
-        grammar="fp16|bf16",
-        examples=("fp16", "bf16"),
-        summary="16-bit floats without a scale",
-        parse=lambda name: (
-            Half(name=name, brain=name == "bf16") if name in {"fp16", "bf16"} else None
-        ),
-    )
+FAMILY = Family(
+    label="half",
+    grammar="fp16|bf16",
+    examples=("fp16", "bf16"),
+    summary="16-bit floats without a scale",
+    parse=lambda name: Half(name=name, brain=name == "bf16") if name in {"fp16", "bf16"} else None,
 )

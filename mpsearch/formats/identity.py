@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpsearch.formats.base import Format, Overflow
-from mpsearch.formats.registry import Family, register
+from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Float"]
+__all__ = ["FAMILY", "Float"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,10 @@ def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-register(
-    Family(
-        label="float",
-        grammar="float",
-        examples=("float",),
-        summary="leave the tensor alone",
-        parse=lambda name: Float() if name in {"float", "fp32"} else None,
-    )
+FAMILY = Family(
+    label="float",
+    grammar="float",
+    examples=("float",),
+    summary="leave the tensor alone",
+    parse=lambda name: Float() if name in {"float", "fp32"} else None,
 )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from mpsearch.errors import InputError
 from mpsearch.formats.base import Format, Overflow
 from mpsearch.formats.granularity import SUFFIXES, Scaled, parse_suffixes
-from mpsearch.formats.registry import Family, register
+from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mpsearch.formats.kernels.blocks import BlockKernel
 
-__all__ = ["Integer"]
+__all__ = ["FAMILY", "Integer"]
 
 _NAME = re.compile(r"int(\d+)(_asym)?(.*)")
 
@@ -108,15 +108,13 @@ def _parse(name: str) -> Format | None:
     return Integer(name=name, width=width, asymmetric=asymmetric, sharing=sharing)
 
 
-register(
-    Family(
-        label="integer",
-        grammar="int{1..16}[_asym]" + SUFFIXES,
-        examples=(
-            *("int2", "int3", "int4", "int5", "int6", "int8", "int16"),
-            *("int4_asym", "int8_asym", "int4_g128", "int3_asym_g64", "int4_mse", "int8_tensor"),
-        ),
-        summary="uniform grid around zero, or with a zero point",
-        parse=_parse,
-    )
+FAMILY = Family(
+    label="integer",
+    grammar="int{1..16}[_asym]" + SUFFIXES,
+    examples=(
+        *("int2", "int3", "int4", "int5", "int6", "int8", "int16"),
+        *("int4_asym", "int8_asym", "int4_g128", "int3_asym_g64", "int4_mse", "int8_tensor"),
+    ),
+    summary="uniform grid around zero, or with a zero point",
+    parse=_parse,
 )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from mpsearch.errors import InputError
 from mpsearch.formats.base import Format, Overflow
 from mpsearch.formats.minifloat import FloatGrid
-from mpsearch.formats.registry import Family, register
+from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mpsearch.formats.kernels.blocks import BlockKernel
 
-__all__ = ["BlockFloat", "Microscaling"]
+__all__ = ["BFP_FAMILY", "MX_FAMILY", "BlockFloat", "Microscaling"]
 
 _E4M3 = FloatGrid(4, 3, 7, "fn")
 _ELEMENTS = {
@@ -214,24 +214,20 @@ def _parse_bfp(name: str) -> Format | None:
     return BlockFloat(name=name, width=width, size=_size(match[2], name, 16))
 
 
-register(
-    Family(
-        label="microscaling",
-        grammar="mxfp8[_e4m3|_e5m2]|mxfp6[_e3m2|_e2m3]|mxfp4|mxint8[_b{n}]",
-        examples=(
-            *("mxfp8", "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4"),
-            "mxint8",
-        ),
-        summary="OCP MX: blocks of 32 with a power-of-two scale; mxfp8 is E4M3, mxfp6 E3M2",
-        parse=_parse_mx,
-    )
+MX_FAMILY = Family(
+    label="microscaling",
+    grammar="mxfp8[_e4m3|_e5m2]|mxfp6[_e3m2|_e2m3]|mxfp4|mxint8[_b{n}]",
+    examples=(
+        *("mxfp8", "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4"),
+        "mxint8",
+    ),
+    summary="OCP MX: blocks of 32 with a power-of-two scale; mxfp8 is E4M3, mxfp6 E3M2",
+    parse=_parse_mx,
 )
-register(
-    Family(
-        label="block floating point",
-        grammar="bfp{2..16}[_b{n}]",
-        examples=("bfp4", "bfp6", "bfp8", "bfp8_b32"),
-        summary="integer mantissas with a shared exponent; blocks of 16 unless _b says otherwise",
-        parse=_parse_bfp,
-    )
+BFP_FAMILY = Family(
+    label="block floating point",
+    grammar="bfp{2..16}[_b{n}]",
+    examples=("bfp4", "bfp6", "bfp8", "bfp8_b32"),
+    summary="integer mantissas with a shared exponent; blocks of 16 unless _b says otherwise",
+    parse=_parse_bfp,
 )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal
 from mpsearch.errors import InputError
 from mpsearch.formats.base import Format, Overflow
 from mpsearch.formats.granularity import SUFFIXES, Scaled, parse_suffixes
-from mpsearch.formats.registry import Family, register
+from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mpsearch.formats.kernels.blocks import BlockKernel
 
-__all__ = ["FloatGrid", "Minifloat", "Specials"]
+__all__ = ["FAMILY", "FloatGrid", "Minifloat", "Specials"]
 
 Specials = Literal["none", "fn", "ieee", "fnuz"]
 """Codes that are no numbers: none; one NaN per sign; a top exponent of infinities and NaN; or
@@ -188,6 +188,8 @@ def _parse(name: str) -> Format | None:
     if match is None or sharing is None:
         return None
     exponent, mantissa = int(match[1]), int(match[2])
+    if (exponent, mantissa) == (8, 0):
+        return None  # the format of scales, another family
     specials: Specials = match[4] or "none"  # type: ignore[assignment]
     _check(name, exponent, mantissa, specials)
     usual = 2 ** (exponent - 1) - (specials != "fnuz")
@@ -212,13 +214,11 @@ def _check(name: str, exponent: int, mantissa: int, specials: Specials) -> None:
         raise InputError(f"format {name!r}: infinities would leave no normal value")
 
 
-register(
-    Family(
-        label="minifloat",
-        grammar="fp8_e4m3|fp8_e5m2|fp6_e3m2|fp6_e2m3|fp4_e2m1|e{x}m{y}[b{bias}][_fn|_ieee|_fnuz]"
-        + SUFFIXES,
-        examples=(*_ALIASES, "e3m4", "e2m5", "e4m3", "e3m4_ieee", "e4m3_fnuz", "fp8_e4m3_mse"),
-        summary="sign, exponent and mantissa; subnormals; e4m3 reaches 480, fp8_e4m3 448",
-        parse=_parse,
-    )
+FAMILY = Family(
+    label="minifloat",
+    grammar="fp8_e4m3|fp8_e5m2|fp6_e3m2|fp6_e2m3|fp4_e2m1|e{x}m{y}[b{bias}][_fn|_ieee|_fnuz]"
+    + SUFFIXES,
+    examples=(*_ALIASES, "e3m4", "e2m5", "e4m3", "e3m4_ieee", "e4m3_fnuz", "fp8_e4m3_mse"),
+    summary="sign, exponent and mantissa; subnormals; e4m3 reaches 480, fp8_e4m3 448",
+    parse=_parse,
 )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from mpsearch.errors import InputError
 from mpsearch.formats.base import Format, Overflow
 from mpsearch.formats.minifloat import FloatGrid
-from mpsearch.formats.registry import Family, register
+from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mpsearch.formats.kernels.blocks import BlockKernel
 
-__all__ = ["NvFloat4"]
+__all__ = ["FAMILY", "NvFloat4"]
 
 _NAME = re.compile(r"nvfp4(?:_b(\d+))?")
 
@@ -108,12 +108,10 @@ def _parse(name: str) -> Format | None:
     return NvFloat4(name=name, size=size)
 
 
-register(
-    Family(
-        label="nvfp",
-        grammar="nvfp4[_b{n}]",
-        examples=("nvfp4",),
-        summary="E2M1 under an FP8 scale per block of 16 and a float32 scale per tensor",
-        parse=_parse,
-    )
+FAMILY = Family(
+    label="nvfp",
+    grammar="nvfp4[_b{n}]",
+    examples=("nvfp4",),
+    summary="E2M1 under an FP8 scale per block of 16 and a float32 scale per tensor",
+    parse=_parse,
 )

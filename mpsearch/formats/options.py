@@ -66,6 +66,16 @@ def parse_option(text: str) -> Option:
     if not isinstance(text, str):
         raise InputError(f"an option is written as text, not {type(text).__name__} {text!r}")
     name = text.strip().lower()
+    option = _read(name, text)
+    if option.weight.role == "scales" or option.activation.role != "any":
+        wrong = option.weight if option.weight.role == "scales" else option.activation
+        raise InputError(
+            f"option {text!r}: {wrong.name} is for {wrong.role} only ({wrong.summary})"
+        )
+    return option
+
+
+def _read(name: str, text: str) -> Option:
     if match := _SHORT.fullmatch(name):
         return Option(name, _of_width(match[1], name), _of_width(match[2] or "32", name))
     if match := _LONG.fullmatch(name):

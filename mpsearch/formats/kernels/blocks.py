@@ -40,6 +40,11 @@ class BlockKernel(ABC):
         del blocks, counts, rows
         return None
 
+    def prepare_range(self, reach: float) -> Tensor | None:
+        """Return what `prepare` would for values up to `reach`, for activations; mostly nothing."""
+        del reach
+        return None
+
     @abstractmethod
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return parameters of shape (blocks, …).

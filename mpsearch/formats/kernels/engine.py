@@ -90,20 +90,22 @@ def fake_quantize(spec: Format, tensor: Tensor, channel_axis: int | None) -> Ten
         return result.reshape(moved).movedim(0, axis).contiguous()
 
 
-def _round_rows(spec: Format, rows: Tensor) -> Tensor:
+def _round_rows(spec: Format, rows: Tensor, whole: Tensor | None = None) -> Tensor:
     layout = _blocks(rows.contiguous(), spec.block)
     out = torch.empty_like(layout.blocks)
-    if not _run(spec.kernel(), layout, out):
+    kernel = spec.kernel()
+    if whole is None:
+        whole = kernel.prepare(layout.blocks, layout.counts, layout.rows[0])
+    if not _run(kernel, layout, out, whole):
         raise non_finite(rows, spec.name)
     return _unblock(out, layout)
 
 
-def _run(kernel: BlockKernel, layout: _Layout, out: Tensor) -> bool:
+def _run(kernel: BlockKernel, layout: _Layout, out: Tensor, whole: Tensor | None) -> bool:
     """Round every block into `out`; False when some value is not finite."""
     blocks = layout.blocks
     count, width = blocks.shape
     compute = torch.float64 if blocks.dtype == torch.float64 else torch.float32
-    whole = kernel.prepare(blocks, layout.counts, layout.rows[0])
     if whole is not None and not bool(torch.isfinite(whole).all()):
         return False
     chunk = _chunk_size(blocks)
@@ -180,8 +182,13 @@ def range_quantizer(
             f"{spec.name}: activations need a finite range with low <= high, "
             f"not [{low}, {high}]; calibrate on data without NaN or infinities"
         )
+    if spec.role != "any" or spec.adaptive:
+        raise InputError(
+            f"{spec.name} cannot round activations to a range: "
+            + (f"it is for {spec.role} only" if spec.role != "any" else "resolve its grid first")
+        )
     if spec.dynamic:
-        return _block_quantizer(spec, block_axis)
+        return _block_quantizer(spec, block_axis, max(abs(low), abs(high)))
     if spec.ranged and low == high == 0:
         return torch.zeros_like
     return _FixedRange(spec, low, high)
@@ -217,7 +224,9 @@ class _FixedRange:
             return out
 
 
-def _block_quantizer(spec: Format, block_axis: int) -> Callable[[Tensor], Tensor]:
+def _block_quantizer(spec: Format, block_axis: int, reach: float) -> Callable[[Tensor], Tensor]:
+    whole = spec.kernel().prepare_range(reach)
+
     def quantize(tensor: Tensor) -> Tensor:
         check_floating(tensor, spec.name)
         with torch.no_grad():
@@ -225,10 +234,10 @@ def _block_quantizer(spec: Format, block_axis: int) -> Callable[[Tensor], Tensor
             if source.numel() == 0:
                 return source.clone()
             if source.ndim == 0:
-                return _round_rows(spec, source.reshape(1, 1)).reshape(())
+                return _round_rows(spec, source.reshape(1, 1), whole).reshape(())
             moved = source.movedim(block_axis, -1)
             rows = moved.reshape(-1, moved.shape[-1])
-            result = _round_rows(spec, rows)
+            result = _round_rows(spec, rows, whole)
             return result.reshape(moved.shape).movedim(-1, block_axis).contiguous()
 
     return quantize

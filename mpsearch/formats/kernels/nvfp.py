@@ -26,20 +26,26 @@ class NvKernel(BlockKernel):
         low, high = torch.aminmax(blocks)
         reach = torch.maximum(low.neg(), high).reshape(1, 1)
         reach = reach if reach.dtype == torch.float64 else reach.float()
+        return self._tensor_scale(reach)
+
+    def prepare_range(self, reach: float) -> Tensor | None:
+        """Return the tensor's scale fixed in calibration; one when only zeros were seen."""
+        return self._tensor_scale(torch.tensor([[reach]], dtype=torch.float32))
+
+    def _tensor_scale(self, reach: Tensor) -> Tensor:
         return safe_scale(reach / (self.grid.top * SCALE_GRID.top))
 
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return the product of the block's E4M3 scale and the tensor's scale."""
         del counts
         reach = absmax(blocks)
-        if whole is None:
-            whole = safe_scale(reach / (self.grid.top * SCALE_GRID.top))
+        whole = self._tensor_scale(reach) if whole is None else whole.to(reach)
         return self._params(reach, whole)
 
     def from_range(self, low: Tensor, high: Tensor) -> Params:
         """Return the parameters of one block that spans the tensor's whole range."""
         reach = torch.maximum(low.abs(), high.abs())
-        return self._params(reach, safe_scale(reach / (self.grid.top * SCALE_GRID.top)))
+        return self._params(reach, self._tensor_scale(reach))
 
     def _params(self, reach: Tensor, whole: Tensor) -> Params:
         wanted = (reach / (self.grid.top * whole)).clamp_(max=SCALE_GRID.top)
