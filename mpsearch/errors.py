@@ -10,6 +10,7 @@ MpsearchError
 │   ├── MismatchError                    two inputs that are fine alone do not belong together
 │   └── BudgetError                      a budget that cannot be read
 ├── InfeasibleError             exit 3   no allocation meets every budget
+├── UnsolvedError               exit 4   time ran out before any answer was found
 ├── DependencyError             exit 4   a package, program or service is missing or failed
 └── GateError                   exit 5   a --fail-if gate did not hold
 ```
@@ -34,6 +35,7 @@ __all__ = [
     "ModelError",
     "MpsearchError",
     "UnknownNameError",
+    "UnsolvedError",
 ]
 
 
@@ -85,7 +87,7 @@ class DataError(InputError):
 
 
 class DocumentError(InputError):
-    """A saved file (profile, costs, allocation, problem) is truncated or does not fit its schema."""
+    """A saved file (profile, costs, allocation …) is truncated or does not fit its schema."""
 
 
 class MismatchError(InputError):
@@ -110,6 +112,12 @@ class InfeasibleError(MpsearchError):
         """
         super().__init__(message)
         self.minimum = dict(minimum or {})
+
+
+class UnsolvedError(MpsearchError):
+    """The time limit ran out before any allocation within the budgets was found."""
+
+    exit_code = 4
 
 
 class DependencyError(MpsearchError):

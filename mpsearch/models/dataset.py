@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from mpsearch.errors import DataError
+from mpsearch.models.fingerprint import tensor_bytes
 
 __all__ = ["Batch", "DataSet"]
 
@@ -53,6 +54,28 @@ class DataSet:
         """Number of calibration inputs."""
         return len(self.inputs)
 
+    def to(self, device: torch.device | str) -> DataSet:
+        """Move the tensors to a device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            A data set there; this one if it is there already.
+        """
+        if self.inputs.device == torch.device(device):
+            return self
+        parts = {
+            name: None if tensor is None else tensor.to(device)
+            for name, tensor in (
+                ("inputs", self.inputs),
+                ("targets", self.targets),
+                ("held_out_inputs", self.held_out_inputs),
+                ("held_out_targets", self.held_out_targets),
+            )
+        }
+        return replace(self, **parts)  # type: ignore[arg-type]
+
     @property
     def verifies_on_held_out(self) -> bool:
         """Whether verification sees inputs that no score was computed from."""
@@ -88,7 +111,7 @@ class DataSet:
             for tensor in (self.inputs, self.targets):
                 if tensor is not None:
                     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8))
+                    digest.update(tensor_bytes(tensor))
             self._digest.append(digest.hexdigest())
         return self._digest[0]
 

@@ -61,7 +61,8 @@ class BasicBlock(nn.Module):
         """
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + self.downsample(x))
+        summed: torch.Tensor = self.relu(out + self.downsample(x))
+        return summed
 
 
 class DigitsResNet(nn.Module):
@@ -95,7 +96,8 @@ class DigitsResNet(nn.Module):
         """
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+        logits: torch.Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
 
 
 def digits_resnet() -> DigitsResNet:
@@ -129,7 +131,7 @@ def digits() -> DataSet:
         ) from error
     images, labels = load_digits(return_X_y=True)
     # RandomState's stream is frozen by numpy, so the split is the same for every version.
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(images))  # noqa: NPY002
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(images))
     x = torch.tensor(images[order] / 16.0, dtype=torch.float32).reshape(-1, 1, 8, 8)
     y = torch.tensor(labels[order], dtype=torch.int64)
     cut = TRAIN_IMAGES

@@ -1,1 +1,27 @@
-"""Pydantic models that the library, the client and the service share."""
+"""Pydantic models that the library, the client and the service share; no torch in here."""
+
+from mpsearch.schemas.allocation import (
+    Allocation,
+    Baseline,
+    BudgetUse,
+    Frontier,
+    FrontierPoint,
+    Measurement,
+    Verification,
+)
+from mpsearch.schemas.costs import Costs
+from mpsearch.schemas.profile import DataRecord, ModelRecord, Profile
+
+__all__ = [
+    "Allocation",
+    "Baseline",
+    "BudgetUse",
+    "Costs",
+    "DataRecord",
+    "Frontier",
+    "FrontierPoint",
+    "Measurement",
+    "ModelRecord",
+    "Profile",
+    "Verification",
+]

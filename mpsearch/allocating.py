@@ -1,0 +1,322 @@
+"""From scores, prices and budgets to an allocation; needs no torch and no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpsearch.budgets import Budget, format_amount, limit_of, parse_budgets
+from mpsearch.errors import InfeasibleError, MismatchError, UnknownNameError, UnsolvedError
+from mpsearch.schemas import Allocation, BudgetUse, Costs, Frontier, FrontierPoint, Profile
+from mpsearch_solvers import Problem, Solution, solve
+from mpsearch_solvers import frontier as solve_frontier
+
+__all__ = ["Monotone", "allocate", "as_costs", "as_profile", "check_match", "frontier"]
+
+Monotone = Literal["keep", "clamp"]
+
+
+def allocate(
+    profile: Profile | str | Path,
+    costs: Costs | str | Path,
+    budget: Mapping[str, str | float],
+    *,
+    method: str = "auto",
+    gap: float = 1e-6,
+    time_limit: float | None = None,
+    seed: int = 0,
+    monotone: Monotone = "keep",
+    on_solver_progress: Callable[[Any], None] | None = None,
+) -> Allocation:
+    """Find the allocation of least predicted loss within budgets, with a certificate.
+
+    Args:
+        profile: Predicted losses, or the path of a saved profile.
+        costs: Prices, or the path of saved costs.
+        budget: Resource -> amount: `"0.25x"`, `"3 MB"`, `"50%"`, or a number in the base unit.
+        method: Solver method, `auto` to choose by the problem.
+        gap: Relative gap to prove.
+        time_limit: Seconds for the solver; the best answer so far is returned then.
+        seed: Seed of randomised methods.
+        monotone: `clamp` makes losses non-increasing along a group's options in order of weight
+            cost before solving; `keep` takes them as they are.
+        on_solver_progress: Called with the solver's progress reports.
+
+    Returns:
+        The allocation, its budgets checked in exact sums of the original costs.
+
+    Raises:
+        BudgetError: A budget cannot be read or is not positive.
+        MismatchError: Profile and costs are of different models or menus.
+        InfeasibleError: No allocation meets every budget; names the least achievable use.
+    """
+    profile, costs = as_profile(profile), as_costs(costs)
+    check_match(profile, costs)
+    budgets = parse_budgets(budget)
+    limits = {b.resource: limit_of(b, costs, profile.offered) for b in budgets}
+    problem = _problem(profile, costs, limits, monotone)
+    solution = solve(
+        problem,
+        method=method,
+        gap=gap,
+        time_limit=time_limit,
+        seed=seed,
+        progress=on_solver_progress,
+    )
+    if solution.status not in {"optimal", "feasible"}:
+        _refuse(solution, budgets, limits, profile, costs)
+    return _allocation(profile, costs, budgets, limits, solution, monotone, seed)
+
+
+def frontier(
+    profile: Profile | str | Path,
+    costs: Costs | str | Path,
+    resource: str = "weight_memory",
+    *,
+    points: int | None = None,
+    monotone: Monotone = "keep",
+) -> Frontier:
+    """Trace the Pareto-optimal allocations between predicted loss and one resource.
+
+    Args:
+        profile: Predicted losses, or the path of a saved profile.
+        costs: Prices, or the path of saved costs.
+        resource: The resource to trade loss against.
+        points: Also certify this many budgets between the supported points; None: supported only.
+        monotone: As in `allocate`.
+
+    Returns:
+        Points from the cheapest to the dearest, and the uniform allocations to compare with.
+
+    Raises:
+        UnknownNameError: The resource is not priced.
+        MismatchError: Profile and costs are of different models or menus.
+    """
+    profile, costs = as_profile(profile), as_costs(costs)
+    check_match(profile, costs)
+    if resource not in costs.values:
+        raise UnknownNameError("resource", resource, costs.values)
+    problem = _problem(
+        profile, costs, {resource: math.fsum(costs.values[resource].max(1))}, monotone
+    )
+    solutions = solve_frontier(problem, resource, points=points)
+    uniform = {}
+    for column, option in enumerate(profile.options):
+        if profile.offered[:, column].all():
+            uniform[option] = FrontierPoint(
+                usage=math.fsum(costs.values[resource][:, column]),
+                predicted_loss=math.fsum(profile.loss[:, column]),
+                bound=None,
+                gap=None,
+                status="feasible",
+                groups=dict.fromkeys(profile.groups, option),
+            )
+    return Frontier(
+        resource=resource,
+        unit=costs.units[resource],
+        points=[_point(solution, resource) for solution in solutions],
+        uniform=uniform,
+    )
+
+
+def as_profile(profile: Profile | str | Path) -> Profile:
+    """Take a profile or load one.
+
+    Args:
+        profile: A profile or the path of one.
+
+    Returns:
+        The profile.
+    """
+    return profile if isinstance(profile, Profile) else Profile.load(profile)
+
+
+def as_costs(costs: Costs | str | Path) -> Costs:
+    """Take costs or load them.
+
+    Args:
+        costs: Costs or the path of some.
+
+    Returns:
+        The costs.
+    """
+    return costs if isinstance(costs, Costs) else Costs.load(costs)
+
+
+def check_match(profile: Profile, costs: Costs) -> None:
+    """Refuse scores and prices that do not belong together.
+
+    Args:
+        profile: Predicted losses.
+        costs: Prices.
+
+    Raises:
+        MismatchError: Groups, options or models differ; names the first difference.
+    """
+    for what, ours, theirs in (
+        ("groups", profile.groups, costs.groups),
+        ("options", profile.options, costs.options),
+    ):
+        if ours != theirs:
+            odd = next(
+                (name for name in [*ours, *theirs] if (name in ours) != (name in theirs)), None
+            )
+            shown = f"{odd!r} is in one only" if odd else "their order differs"
+            raise MismatchError(f"profile and costs have different {what}: {shown}")
+    if profile.model and costs.model and profile.model.fingerprint != costs.model.fingerprint:
+        raise MismatchError(
+            f"the profile is of model {profile.model.name} "
+            f"({profile.model.fingerprint[:12]}), the costs are of {costs.model.name} "
+            f"({costs.model.fingerprint[:12]})"
+        )
+
+
+def _problem(
+    profile: Profile, costs: Costs, limits: Mapping[str, float], monotone: Monotone
+) -> Problem:
+    loss = profile.loss if monotone == "keep" else _clamped(profile, costs)
+    return Problem.from_arrays(
+        loss,
+        costs={resource: costs.values[resource] for resource in limits},
+        limits=dict(limits),
+        names=profile.groups,
+        options=profile.options,
+        allowed=profile.offered,
+    )
+
+
+def _clamped(profile: Profile, costs: Costs) -> NDArray[np.float64]:
+    """Make losses non-increasing in the cost of the first resource, per group."""
+    price = next(iter(costs.values.values()))
+    loss = profile.loss.copy()
+    for row in range(len(profile.groups)):
+        columns = np.flatnonzero(profile.offered[row])
+        order = columns[np.argsort(price[row, columns], kind="stable")]
+        # Going down from the dearest, no cheaper option may look better than a dearer one.
+        loss[row, order] = np.maximum.accumulate(loss[row, order][::-1])[::-1]
+    return loss
+
+
+def _allocation(
+    profile: Profile,
+    costs: Costs,
+    budgets: list[Budget],
+    limits: Mapping[str, float],
+    solution: Solution,
+    monotone: Monotone,
+    seed: int,
+) -> Allocation:
+    rows = np.arange(len(profile.groups))
+    usage = {
+        resource: math.fsum(table[rows, solution.indices])
+        for resource, table in costs.values.items()
+    }
+    layers = {
+        layer: solution.choice[group]
+        for group in profile.groups
+        for layer in profile.layers_of(group)
+    }
+    assert solution.objective is not None
+    return Allocation(
+        layers=layers,
+        groups=dict(solution.choice),
+        status="optimal" if solution.status == "optimal" else "feasible",
+        objective=solution.objective,
+        bound=solution.bound,
+        gap=solution.gap,
+        predicted_loss=math.fsum(profile.loss[rows, solution.indices]),
+        budgets={
+            b.resource: BudgetUse(
+                requested=b.text,
+                limit=limits[b.resource],
+                usage=usage[b.resource],
+                unit=costs.units[b.resource],
+                least=_least(profile, costs, b.resource),
+            )
+            for b in budgets
+        },
+        costs=usage,
+        units=costs.units,
+        fixed=costs.fixed,
+        method=solution.method,
+        solver=solution.solver,
+        seconds=solution.seconds,
+        estimator=profile.estimator,
+        activation_ranges=profile.activation_ranges,
+        monotone=monotone,
+        seed=seed,
+        model=profile.model or costs.model,
+        warnings=profile.warnings,
+    )
+
+
+def _least(profile: Profile, costs: Costs, resource: str) -> float:
+    table = np.where(profile.offered, costs.values[resource], np.inf)
+    return math.fsum(table.min(axis=1))
+
+
+def _refuse(
+    solution: Solution,
+    budgets: list[Budget],
+    limits: Mapping[str, float],
+    profile: Profile,
+    costs: Costs,
+) -> NoReturn:
+    """Say why there is no answer.
+
+    Raises:
+        UnsolvedError: The time limit ran out first.
+        InfeasibleError: There is none.
+    """
+    if solution.status != "infeasible":
+        raise UnsolvedError(
+            "the time limit ran out before any allocation within the budgets was found; "
+            "raise the time limit or a budget"
+        )
+
+    def amount(value: float, budget: Budget) -> str:
+        return format_amount(value, costs.units[budget.resource])
+
+    least = {b.resource: _least(profile, costs, b.resource) for b in budgets}
+    lines = [
+        f"budget {b.resource}={b.text} ({amount(limits[b.resource], b)}) is below the least "
+        f"achievable {amount(least[b.resource], b)} ({_cheapest(profile, costs, b.resource)}); "
+        "raise it or add a cheaper option"
+        for b in budgets
+        if limits[b.resource] < least[b.resource]
+    ]
+    if not lines:
+        given_others = solution.minimum_given_others or {}
+        clash = []
+        for b in budgets:
+            bare = given_others.get(b.resource)
+            least_there = "does not exist" if bare is None else f"is {amount(bare, b)}"
+            limit = amount(limits[b.resource], b)
+            clash.append(f"{b.resource}={b.text} ({limit}; least within the others {least_there})")
+        lines = ["no allocation meets these budgets together: " + ", ".join(clash)]
+    raise InfeasibleError("\n".join(lines), least)
+
+
+def _cheapest(profile: Profile, costs: Costs, resource: str) -> str:
+    table = np.where(profile.offered, costs.values[resource], np.inf)
+    columns = set(table.argmin(axis=1).tolist())
+    if len(columns) == 1:
+        return f"all groups at {profile.options[columns.pop()]}"
+    return "every group at its cheapest option"
+
+
+def _point(solution: Solution, resource: str) -> FrontierPoint:
+    assert solution.objective is not None
+    return FrontierPoint(
+        usage=solution.usage[resource],
+        predicted_loss=solution.objective,
+        bound=solution.bound,
+        gap=solution.gap,
+        status="optimal" if solution.status == "optimal" else "feasible",
+        groups=dict(solution.choice),
+    )

@@ -1,0 +1,64 @@
+"""The command `mpsearch`: its subcommands, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from mpsearch.cli.console import print_error
+from mpsearch.cli.estimators import estimators_command
+from mpsearch.cli.formats import formats_app
+from mpsearch.cli.search import search_command
+from mpsearch.cli.solve import solve_command
+from mpsearch.cli.stages import frontier_command, price_command, profile_command, verify_command
+from mpsearch.errors import MpsearchError
+from mpsearch_solvers.errors import ProblemError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mpsearch",
+    help="Which numeric format should every layer have? Proven and measured.\n\n"
+    "Exit codes: 0 done; 2 bad usage or input; 3 infeasible; 4 a dependency failed or time ran "
+    "out; 5 a --fail-if gate failed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("search")(search_command)
+app.command("profile")(profile_command)
+app.command("price")(price_command)
+app.command("solve")(solve_command)
+app.command("frontier")(frontier_command)
+app.command("verify")(verify_command)
+app.command("estimators")(estimators_command)
+app.add_typer(formats_app, name="formats")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        from mpsearch import __version__
+
+        sys.stdout.write(f"mpsearch {__version__}\n")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: Command-line words; those of the process by default.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="mpsearch")
+    except MpsearchError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except ProblemError as error:
+        print_error(str(error))
+        sys.exit(2)

@@ -1,0 +1,195 @@
+"""Arguments that several commands share, and what their text means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpsearch.budgets import parse_budget
+from mpsearch.errors import BudgetError, InputError
+
+__all__ = [
+    "BudgetsOption",
+    "CostsOption",
+    "DataOption",
+    "DeviceOption",
+    "EstimatorOption",
+    "FixOption",
+    "GapOption",
+    "GroupOption",
+    "HardwareOption",
+    "JsonOption",
+    "LossOption",
+    "MethodOption",
+    "ModelArgument",
+    "OptionsOption",
+    "OutOption",
+    "ProfileOption",
+    "SeedOption",
+    "SettingOption",
+    "SkipOption",
+    "TimeLimitOption",
+    "budgets_of",
+    "fixes_of",
+    "options_of",
+    "settings_of",
+]
+
+ModelArgument = Annotated[str, typer.Argument(help="Model, such as digits-resnet.")]
+DataOption = Annotated[
+    str, typer.Option("--data", "-d", help="Data set, such as digits.", show_default=False)
+]
+OptionsOption = Annotated[
+    str,
+    typer.Option(
+        "--options", help="Options a layer may get, separated by commas: w4a8,w8a8,float …"
+    ),
+]
+BudgetsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--budget",
+        "-b",
+        help="RESOURCE=AMOUNT, may be repeated. AMOUNT: 3MB, 256KiB, 1.2GBOPs (absolute), 0.25x "
+        "(of the float32 model), 50% (of the way from the cheapest to the dearest allocation). "
+        "Resources: weight_memory, bops, average_bits.",
+        show_default=False,
+    ),
+]
+EstimatorOption = Annotated[
+    str, typer.Option("--estimator", "-e", help="How layers are scored; see: mpsearch estimators")
+]
+SettingOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="A setting of the estimator, such as probes=64.", show_default=False
+    ),
+]
+LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")]
+HardwareOption = Annotated[
+    str | None, typer.Option("--hardware", help="Device to price for.", show_default=False)
+]
+MethodOption = Annotated[str, typer.Option("--solver", help="Solver method.")]
+GapOption = Annotated[float, typer.Option("--gap", help="Relative gap to prove.", min=0.0)]
+TimeLimitOption = Annotated[
+    float | None,
+    typer.Option("--time-limit", help="Seconds for the solver.", min=0.0, show_default=False),
+]
+GroupOption = Annotated[
+    list[str],
+    typer.Option(
+        "--group",
+        help="Layers matching this pattern take the same option (wildcards, or re:REGEX).",
+        show_default=False,
+    ),
+]
+FixOption = Annotated[
+    list[str],
+    typer.Option(
+        "--fix", help="PATTERN=OPTION: give these layers this option.", show_default=False
+    ),
+]
+SkipOption = Annotated[
+    list[str],
+    typer.Option("--skip", help="Leave layers matching this pattern in float.", show_default=False),
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option("--profile", help="Saved profile to use.", show_default=False)
+]
+CostsOption = Annotated[
+    Path | None, typer.Option("--costs", help="Saved costs to use.", show_default=False)
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def options_of(text: str) -> list[str]:
+    """Split a menu.
+
+    Args:
+        text: Names separated by commas.
+
+    Returns:
+        The names.
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def budgets_of(texts: list[str]) -> dict[str, str | float]:
+    """Read the budgets of a command line.
+
+    Args:
+        texts: RESOURCE=AMOUNT each.
+
+    Returns:
+        Resource -> amount as written.
+
+    Raises:
+        BudgetError: One cannot be read, or a resource has two.
+    """
+    budgets: dict[str, str | float] = {}
+    for text in texts:
+        budget = parse_budget(text)
+        if budget.resource in budgets:
+            raise BudgetError(f"two budgets for {budget.resource}: {text!r} is the second")
+        budgets[budget.resource] = budget.text
+    return budgets
+
+
+def fixes_of(texts: list[str]) -> dict[str, str]:
+    """Read what is fixed.
+
+    Args:
+        texts: PATTERN=OPTION each.
+
+    Returns:
+        Pattern -> option.
+
+    Raises:
+        InputError: Not of this form.
+    """
+    fixes = {}
+    for text in texts:
+        pattern, separator, option = text.rpartition("=")
+        if not (separator and pattern and option):
+            raise InputError(f"--fix {text!r}: write PATTERN=OPTION, such as fc=w8a8")
+        fixes[pattern] = option
+    return fixes
+
+
+def settings_of(texts: list[str]) -> dict[str, int | float | bool | str]:
+    """Read estimator settings.
+
+    Args:
+        texts: NAME=VALUE each.
+
+    Returns:
+        Name -> value, as a number or a truth value where it reads as one.
+
+    Raises:
+        InputError: Not of this form.
+    """
+    settings: dict[str, int | float | bool | str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (separator and name and value):
+            raise InputError(f"--set {text!r}: write NAME=VALUE, such as probes=64")
+        settings[name] = _value(value)
+    return settings
+
+
+def _value(text: str) -> int | float | bool | str:
+    if text in {"true", "false"}:
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,80 @@
+"""What the commands print: tables and progress for people on stderr, JSON on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from mpsearch.progress import OnProgress, Progress
+
+__all__ = ["print_document", "print_error", "progress_bars", "show"]
+
+
+def _stderr() -> Console:
+    # Made anew each time, so that it follows a stderr that was replaced.
+    return Console(stderr=True, highlight=False)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print something for people.
+
+    Args:
+        renderable: Text or a table.
+    """
+    _stderr().print(renderable)
+
+
+def print_error(message: str) -> None:
+    """Print an error on one screen.
+
+    Args:
+        message: What was wrong and what to do.
+    """
+    _stderr().print(Panel(Text(message), title="error", title_align="left", border_style="red"))
+
+
+def print_document(document: BaseModel) -> None:
+    """Print a document for programs.
+
+    Args:
+        document: Goes to stdout as JSON.
+    """
+    sys.stdout.write(document.model_dump_json(indent=1) + "\n")
+
+
+@contextmanager
+def progress_bars() -> Iterator[OnProgress]:
+    """Show a bar for every stage while work goes on.
+
+    Yields:
+        The function to report progress to.
+    """
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Bars(*columns, console=_stderr()) as bars:
+        tasks = {}
+
+        def on_progress(report: Progress) -> None:
+            if report.stage not in tasks:
+                tasks[report.stage] = bars.add_task(report.stage, total=report.total, note="")
+            bars.update(
+                tasks[report.stage],
+                completed=report.done,
+                total=report.total,
+                note=report.message,
+            )
+
+        yield on_progress

@@ -1,0 +1,143 @@
+"""`mpsearch search`: the whole pipeline, or a new budget for saved scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpsearch.allocating import Monotone, allocate, as_costs, as_profile, frontier
+from mpsearch.cli import arguments as args
+from mpsearch.cli.console import print_document, progress_bars, show
+from mpsearch.errors import InputError
+from mpsearch.menu import Wishes
+from mpsearch.report.tables import allocation_report
+from mpsearch.schemas import Allocation, Costs, Profile
+from mpsearch.schemas.document import write_atomically
+
+__all__ = ["search_command"]
+
+DEFAULT_MENU = "w2a8,w3a8,w4a8,w6a8,w8a8"
+
+
+def search_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Model, such as digits-resnet; not needed with --profile and --costs."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data set, such as digits.")
+    ] = None,
+    options: args.OptionsOption = DEFAULT_MENU,
+    budget: args.BudgetsOption = [],  # noqa: B006 - typer reads the default, nothing changes it
+    estimator: args.EstimatorOption = "measured_loss",
+    setting: args.SettingOption = [],  # noqa: B006
+    loss: args.LossOption = "cross_entropy",
+    hardware: args.HardwareOption = None,
+    group: args.GroupOption = [],  # noqa: B006
+    fix: args.FixOption = [],  # noqa: B006
+    skip: args.SkipOption = [],  # noqa: B006
+    profile: args.ProfileOption = None,
+    costs: args.CostsOption = None,
+    solver: args.MethodOption = "auto",
+    gap: args.GapOption = 1e-6,
+    time_limit: args.TimeLimitOption = None,
+    clamp: Annotated[
+        bool, typer.Option("--clamp", help="Make predicted losses monotone in cost first.")
+    ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not run the answer on the model.")
+    ] = False,
+    seed: args.SeedOption = 0,
+    device: args.DeviceOption = "cpu",
+    out: args.OutOption = None,
+    as_json: args.JsonOption = False,
+) -> None:
+    """Find the option of every layer that loses least within budgets, prove it and measure it.
+
+    With a model: score its layers, price them, solve, and run the answer beside uniform,
+    head-high, tail-high and random allocations of the same budget.
+
+        mpsearch search digits-resnet --data digits --budget weight_memory=0.12x --out out
+
+    Without one: solve saved scores for another budget, in milliseconds; nothing is measured then.
+
+        mpsearch search --profile out/profile.json --costs out/costs.json --budget bops=3%
+    """
+    budgets = args.budgets_of(budget)
+    _check_folder(out)
+    known_profile = as_profile(profile) if profile else None
+    known_costs = as_costs(costs) if costs else None
+    monotone: Monotone = "clamp" if clamp else "keep"
+    if model is None:
+        if known_profile is None or known_costs is None:
+            raise InputError("give a MODEL with --data, or both --profile and --costs")
+        answer = allocate(
+            known_profile,
+            known_costs,
+            budgets,
+            method=solver,
+            gap=gap,
+            time_limit=time_limit,
+            seed=seed,
+            monotone=monotone,
+        )
+    else:
+        if data is None:
+            raise InputError("give the data set to score and verify on: --data NAME")
+        from mpsearch.pipeline import run_search
+
+        with progress_bars() as on_progress:
+            outcome = run_search(
+                model,
+                data,
+                args.options_of(options),
+                budgets,
+                hardware=hardware,
+                estimator=estimator,
+                loss=loss,
+                wishes=Wishes(group, args.fixes_of(fix), skip),
+                known_profile=known_profile,
+                known_costs=known_costs,
+                method=solver,
+                gap=gap,
+                time_limit=time_limit,
+                monotone=monotone,
+                verified=not no_verify,
+                seed=seed,
+                device=device,
+                on_progress=on_progress,
+                **args.settings_of(setting),
+            )
+        known_profile, known_costs = outcome.profile, outcome.costs
+        answer = outcome.allocation
+    show(allocation_report(answer, known_profile, known_costs))
+    if out is not None:
+        _write(out, answer, known_profile, known_costs)
+    if as_json:
+        print_document(answer)
+
+
+def _check_folder(out: Path | None) -> None:
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+
+
+def _write(out: Path, answer: Allocation, profile: Profile, costs: Costs) -> None:
+    from mpsearch.report.plots import bits_png, frontier_png
+
+    curve = frontier(profile, costs, next(iter(answer.budgets)), monotone=answer.monotone)
+    # Everything is made before anything is written, so that a failure leaves no half a folder.
+    contents: Mapping[str, bytes] = {
+        "allocation.json": answer.model_dump_json(indent=1).encode(),
+        "profile.json": profile.model_dump_json(indent=1).encode(),
+        "costs.json": costs.model_dump_json(indent=1).encode(),
+        "frontier.json": curve.model_dump_json(indent=1).encode(),
+        "frontier.png": frontier_png(curve, answer),
+        "bits.png": bits_png(answer),
+    }
+    for name, content in contents.items():
+        write_atomically(out / name, content)
+    show(f"wrote {', '.join(contents)} to {out}")

@@ -1,0 +1,165 @@
+"""`mpsearch profile | price | frontier | verify`: the stages of a search one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpsearch.allocating import as_costs, as_profile, frontier
+from mpsearch.cli import arguments as args
+from mpsearch.cli.console import print_document, progress_bars, show
+from mpsearch.cli.search import DEFAULT_MENU
+from mpsearch.menu import Wishes
+from mpsearch.report.tables import (
+    costs_table,
+    frontier_table,
+    profile_table,
+    verification_table,
+)
+from mpsearch.schemas import Allocation
+from mpsearch.schemas.document import write_atomically
+
+__all__ = ["frontier_command", "price_command", "profile_command", "verify_command"]
+
+SavedProfile = Annotated[Path, typer.Option("--profile", help="Saved profile.")]
+SavedCosts = Annotated[Path, typer.Option("--costs", help="Saved costs.")]
+
+
+def profile_command(
+    model: args.ModelArgument,
+    data: args.DataOption,
+    options: args.OptionsOption = DEFAULT_MENU,
+    estimator: args.EstimatorOption = "measured_loss",
+    setting: args.SettingOption = [],  # noqa: B006 - typer reads the default, nothing changes it
+    loss: args.LossOption = "cross_entropy",
+    group: args.GroupOption = [],  # noqa: B006
+    fix: args.FixOption = [],  # noqa: B006
+    skip: args.SkipOption = [],  # noqa: B006
+    seed: args.SeedOption = 0,
+    device: args.DeviceOption = "cpu",
+    out: args.OutOption = None,
+    as_json: args.JsonOption = False,
+) -> None:
+    """Predict how much loss every layer costs at every option.
+
+    mpsearch profile digits-resnet --data digits --estimator hessian_trace --out profile.json
+    """
+    from mpsearch.pipeline import profile
+
+    with progress_bars() as on_progress:
+        found = profile(
+            model,
+            data,
+            args.options_of(options),
+            estimator,
+            loss=loss,
+            wishes=Wishes(group, args.fixes_of(fix), skip),
+            seed=seed,
+            device=device,
+            on_progress=on_progress,
+            **args.settings_of(setting),
+        )
+    show(profile_table(found))
+    if out is not None:
+        show(f"wrote {found.save(out)}")
+    if as_json:
+        print_document(found)
+
+
+def price_command(
+    model: args.ModelArgument,
+    data: args.DataOption,
+    options: args.OptionsOption = DEFAULT_MENU,
+    hardware: args.HardwareOption = None,
+    group: args.GroupOption = [],  # noqa: B006
+    fix: args.FixOption = [],  # noqa: B006
+    skip: args.SkipOption = [],  # noqa: B006
+    out: args.OutOption = None,
+    as_json: args.JsonOption = False,
+) -> None:
+    """Compute what every layer spends of every resource at every option.
+
+    mpsearch price digits-resnet --data digits --options w4a8,w8a8 --out costs.json
+    """
+    from mpsearch.pipeline import price
+
+    wishes = Wishes(group, args.fixes_of(fix), skip)
+    costs = price(model, data, args.options_of(options), hardware, wishes=wishes)
+    show(costs_table(costs))
+    if out is not None:
+        show(f"wrote {costs.save(out)}")
+    if as_json:
+        print_document(costs)
+
+
+def frontier_command(
+    profile: SavedProfile,
+    costs: SavedCosts,
+    resource: Annotated[
+        str, typer.Option("--resource", help="Resource to trade loss against.")
+    ] = "weight_memory",
+    points: Annotated[
+        int | None,
+        typer.Option(
+            "--points", help="Certify so many budgets in all, those between supported points too."
+        ),
+    ] = None,
+    out: args.OutOption = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Draw it here.")] = None,
+    as_json: args.JsonOption = False,
+) -> None:
+    """Trace all Pareto-optimal allocations of saved scores, without a model.
+
+    mpsearch frontier --profile out/profile.json --costs out/costs.json --png frontier.png
+    """
+    curve = frontier(as_profile(profile), as_costs(costs), resource, points=points)
+    show(frontier_table(curve))
+    if png is not None:
+        from mpsearch.report.plots import frontier_png
+
+        show(f"wrote {write_atomically(png, frontier_png(curve))}")
+    if out is not None:
+        show(f"wrote {curve.save(out)}")
+    if as_json:
+        print_document(curve)
+
+
+def verify_command(
+    model: args.ModelArgument,
+    data: args.DataOption,
+    allocation: Annotated[Path, typer.Option("--allocation", help="Saved allocation.")],
+    profile: args.ProfileOption = None,
+    costs: args.CostsOption = None,
+    loss: args.LossOption = "cross_entropy",
+    device: args.DeviceOption = "cpu",
+    out: args.OutOption = None,
+    as_json: args.JsonOption = False,
+) -> None:
+    """Run a saved allocation on its model; with --profile and --costs beside baselines.
+
+    mpsearch verify digits-resnet --data digits --allocation out/allocation.json
+    """
+    answer = Allocation.load(allocation)
+    scores = as_profile(profile) if profile else None
+    prices = as_costs(costs) if costs else None
+    from mpsearch.pipeline import verify
+
+    with progress_bars() as on_progress:
+        found = verify(
+            model,
+            data,
+            answer,
+            profile=scores,
+            costs=prices,
+            loss=loss,
+            device=device,
+            on_progress=on_progress,
+        )
+    show(verification_table(found))
+    answer = answer.model_copy(update={"verification": found})
+    if out is not None:
+        show(f"wrote {answer.save(out)}")
+    if as_json:
+        print_document(answer)

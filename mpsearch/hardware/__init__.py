@@ -1,0 +1,1 @@
+"""Hardware costs: what every layer spends of every resource at every option."""

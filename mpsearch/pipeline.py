@@ -1,0 +1,416 @@
+"""The pipeline on a live model: profile, price, allocate, verify, and all of it at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mpsearch.allocating import Monotone, allocate, as_costs, as_profile, check_match
+from mpsearch.budgets import parse_budgets
+from mpsearch.errors import DependencyError, InputError, MismatchError, ModelError
+from mpsearch.formats import Option
+from mpsearch.hardware.resources import fixed_memory, known_resources, price_groups, resource
+from mpsearch.losses import Loss, LossFunction, as_loss
+from mpsearch.menu import Menu, Wishes, make_menu
+from mpsearch.models.dataset import DataSet
+from mpsearch.models.fingerprint import model_fingerprint
+from mpsearch.models.layers import find_layers
+from mpsearch.models.registry import ModelLike, as_data, as_model, on_device
+from mpsearch.progress import OnProgress, Progress, ignore_progress
+from mpsearch.quantize import Quantizer, calibrate
+from mpsearch.schemas import Allocation, Costs, DataRecord, ModelRecord, Profile, Verification
+from mpsearch.sensitivity import build
+from mpsearch.sensitivity.catalog import known as known_estimators
+from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
+from mpsearch.verification import measure_allocation
+
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "Outcome",
+    "check_model",
+    "price",
+    "profile",
+    "run_search",
+    "search",
+    "verify",
+]
+
+NO_WISHES = Wishes()
+DEFAULT_OPTIONS = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
+
+DataLike = str | DataSet | Tensor | Iterable[Any]
+LossLike = str | LossFunction | Loss
+
+
+def profile(
+    model: ModelLike,
+    data: DataLike,
+    options: Sequence[str] = DEFAULT_OPTIONS,
+    estimator: str | Estimator = "measured_loss",
+    *,
+    loss: LossLike = "cross_entropy",
+    wishes: Wishes = NO_WISHES,
+    seed: int = 0,
+    device: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **settings: Any,
+) -> Profile:
+    """Predict the loss increase of every layer at every option.
+
+    Args:
+        model: A module or the name of a bundled model. It is not changed.
+        data: Calibration data: a name, a DataSet, inputs, (inputs, targets), or a DataLoader.
+        options: Names of the options to score.
+        estimator: Name of an estimator, or an Estimator.
+        loss: Name of a loss, or a function of output and target that returns the batch mean.
+        wishes: Layers to group, fix or skip.
+        seed: Seed of everything random.
+        device: Where to compute, such as `cuda`; None: where the model is.
+        on_progress: Called after every step.
+        **settings: Settings of the estimator named.
+
+    Returns:
+        The profile, float64, groups x options, in units of the loss.
+
+    Raises:
+        InputError: Options repeat or cannot be told apart by the estimator; any other bad input.
+        ModelError: The model has non-finite weights, or the scores came out non-finite.
+    """
+    started = time.perf_counter()
+    scorer = build(estimator, settings) if isinstance(estimator, str) else estimator
+    criterion = as_loss(loss)
+    name, module, dataset = _loaded(model, data, device)
+    on_progress(Progress("load", 1, 1, name))
+    survey = find_layers(module, next(dataset.batches()))
+    menu = make_menu([layer.name for layer in survey.layers], options, wishes)
+    _refuse_ties(scorer, menu.options)
+    layers = [layer for layer in survey.layers if layer.name not in menu.skipped]
+    ranges = calibrate(module, [layer.name for layer in layers], dataset.batches())
+    task = ScoringTask(
+        model=module,
+        layers=layers,
+        options=menu.options,
+        data=dataset,
+        loss=criterion,
+        quantizer=Quantizer(module, ranges),
+        seed=seed,
+        on_progress=on_progress,
+    )
+    scores = scorer.score(task)
+    loss_table, stderr = _by_group(scores, task, menu)
+    return Profile(
+        groups=list(menu.groups),
+        options=menu.names,
+        loss=loss_table,
+        stderr=stderr,
+        allowed=menu.mask,
+        members=menu.members,
+        estimator=scorer.name,
+        settings=settings,
+        statistics=scores.statistics,
+        activation_ranges=ranges,
+        loss_function=criterion.name,
+        float_loss=scores.float_loss,
+        seed=seed,
+        model=ModelRecord(name=name, fingerprint=model_fingerprint(module)),
+        data=DataRecord(name=dataset.name, fingerprint=dataset.fingerprint, inputs=len(dataset)),
+        warnings=[*survey.notes, *scores.warnings, *_low_bit_warning(scorer, menu.options)],
+        seconds=time.perf_counter() - started,
+    )
+
+
+def price(
+    model: ModelLike,
+    data: DataLike,
+    options: Sequence[str] = DEFAULT_OPTIONS,
+    hardware: str | None = None,
+    *,
+    resources: Sequence[str] | None = None,
+    wishes: Wishes = NO_WISHES,
+    on_progress: OnProgress = ignore_progress,
+) -> Costs:
+    """Compute what every layer spends of every resource at every option.
+
+    Args:
+        model: A module or the name of a bundled model. It is not changed.
+        data: Data whose first input gives the shapes, as `profile` takes it.
+        options: Names of the options to price.
+        hardware: A device; none is shipped yet, so only None is accepted.
+        resources: Names of resources; all that need no device by default.
+        wishes: Layers to group, fix or skip; the same as for the profile.
+        on_progress: Called after every step.
+
+    Returns:
+        The costs, with those of the float model as `baseline` and the rest of the model's
+        parameters, stored in float32, as `fixed`.
+
+    Raises:
+        DependencyError: A device was asked for.
+    """
+    if hardware is not None:
+        raise DependencyError(
+            f"no cost table for hardware {hardware!r}: this version prices only resources that "
+            f"need no device ({', '.join(known_resources())})"
+        )
+    name, module = as_model(model)
+    survey = find_layers(module, next(as_data(data).batches()))
+    menu = make_menu([layer.name for layer in survey.layers], options, wishes)
+    spent = [resource(each) for each in resources or known_resources()]
+    priced = {entry.name: price_groups(entry, survey, menu) for entry in spent}
+    on_progress(Progress("price", len(spent), len(spent), ", ".join(priced)))
+    return Costs(
+        groups=list(menu.groups),
+        options=menu.names,
+        values={each: table for each, (table, _) in priced.items()},
+        units={entry.name: entry.unit for entry in spent},
+        baseline={each: baseline for each, (_, baseline) in priced.items()},
+        fixed={"weight_memory": fixed_memory(survey, menu)},
+        provenance={entry.name: entry.source for entry in spent},
+        members=menu.members,
+        model=ModelRecord(name=name, fingerprint=model_fingerprint(module)),
+    )
+
+
+def verify(
+    model: ModelLike,
+    data: DataLike,
+    allocation: Allocation | str | Path,
+    *,
+    profile: Profile | str | Path | None = None,
+    costs: Costs | str | Path | None = None,
+    loss: LossLike = "cross_entropy",
+    device: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Verification:
+    """Run an allocation on the real model and measure it, beside baselines at equal budget.
+
+    Args:
+        model: The float model. It is not changed.
+        data: Data; its held-out part is used where there is one.
+        allocation: The allocation, or the path of a saved one.
+        profile: Profile it came from; with `costs`, baselines are measured too.
+        costs: Costs it came from.
+        loss: As in `profile`.
+        device: As in `profile`.
+        on_progress: Called after every measurement.
+
+    Returns:
+        Measured loss and metric of the float model, the allocation and the baselines.
+
+    Raises:
+        MismatchError: Allocation, profile or costs belong to another model.
+    """
+    answer = allocation if isinstance(allocation, Allocation) else Allocation.load(allocation)
+    name, module, dataset = _loaded(model, data, device)
+    check_model(name, module, answer.model, "allocation")
+    rules = None
+    if profile is not None and costs is not None:
+        rules = as_profile(profile), as_costs(costs)
+        check_match(*rules)
+        check_model(name, module, rules[0].model, "profile")
+    ranges = answer.activation_ranges or calibrate(module, list(answer.layers), dataset.batches())
+    return measure_allocation(
+        Quantizer(module, ranges), dataset, as_loss(loss), answer, rules, on_progress
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a search produced.
+
+    Attributes:
+        profile: The scores.
+        costs: The prices.
+        allocation: The answer, with its verification unless that was not wanted.
+    """
+
+    profile: Profile
+    costs: Costs
+    allocation: Allocation
+
+
+def search(
+    model: ModelLike,
+    data: DataLike,
+    options: Sequence[str] = DEFAULT_OPTIONS,
+    budget: Mapping[str, str | float] | None = None,
+    **keywords: Any,
+) -> Allocation:
+    """Profile, price, allocate and verify.
+
+    Args:
+        model: A module or the name of a bundled model. It is not changed.
+        data: As in `profile`.
+        options: Names of the options.
+        budget: Resource -> amount, at least one.
+        **keywords: As in `run_search`.
+
+    Returns:
+        The allocation, with its verification unless that was not wanted.
+    """
+    return run_search(model, data, options, budget or {}, **keywords).allocation
+
+
+def run_search(
+    model: ModelLike,
+    data: DataLike,
+    options: Sequence[str],
+    budget: Mapping[str, str | float],
+    *,
+    hardware: str | None = None,
+    estimator: str | Estimator = "measured_loss",
+    loss: LossLike = "cross_entropy",
+    wishes: Wishes = NO_WISHES,
+    known_profile: Profile | None = None,
+    known_costs: Costs | None = None,
+    method: str = "auto",
+    gap: float = 1e-6,
+    time_limit: float | None = None,
+    monotone: Monotone = "keep",
+    verified: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **settings: Any,
+) -> Outcome:
+    """Profile, price, allocate and verify, and keep what each stage produced.
+
+    Args:
+        model: A module or the name of a bundled model. It is not changed.
+        data: As in `profile`.
+        options: Names of the options.
+        budget: Resource -> amount, at least one.
+        hardware: As in `price`.
+        estimator: As in `profile`.
+        loss: As in `profile`.
+        wishes: Layers to group, fix or skip.
+        known_profile: A profile of this model to use instead of making one.
+        known_costs: Costs of this model to use instead of computing them.
+        method: As in `allocate`.
+        gap: As in `allocate`.
+        time_limit: As in `allocate`.
+        monotone: As in `allocate`.
+        verified: Whether to run the answer on the model.
+        seed: Seed of everything random.
+        device: As in `profile`.
+        on_progress: Called after every step.
+        **settings: Settings of the estimator named.
+
+    Returns:
+        Profile, costs and allocation.
+    """
+    budgets = {b.resource: b.text for b in parse_budgets(budget)}
+    name, module, dataset = _loaded(model, data, device)
+    check_model(name, module, known_profile.model if known_profile else None, "profile")
+    check_model(name, module, known_costs.model if known_costs else None, "cost table")
+    scores = known_profile or profile(
+        module,
+        dataset,
+        options,
+        estimator,
+        loss=loss,
+        wishes=wishes,
+        seed=seed,
+        on_progress=on_progress,
+        **settings,
+    )
+    costs = known_costs or price(
+        module, dataset, options, hardware, wishes=wishes, on_progress=on_progress
+    )
+    answer = allocate(
+        scores,
+        costs,
+        budgets,
+        method=method,
+        gap=gap,
+        time_limit=time_limit,
+        seed=seed,
+        monotone=monotone,
+    )
+    on_progress(Progress("solve", 1, 1, answer.status))
+    if verified:
+        found = verify(
+            module, dataset, answer, profile=scores, costs=costs, loss=loss, on_progress=on_progress
+        )
+        answer = answer.model_copy(update={"verification": found})
+    return Outcome(scores, costs, answer)
+
+
+def _loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[str, nn.Module, DataSet]:
+    """Load model and data, both onto the same device."""
+    name, module = as_model(model)
+    dataset = as_data(data)
+    if device is not None:
+        module = on_device(module, device)
+    first = next(module.parameters(), None)
+    return name, module, dataset.to(first.device if first is not None else "cpu")
+
+
+def check_model(name: str, module: nn.Module, record: ModelRecord | None, what: str) -> None:
+    """Refuse something that was made for another model.
+
+    Args:
+        name: Name of the model at hand.
+        module: The model at hand.
+        record: Which model `what` was made for; None when it belongs to none.
+        what: What is being checked, for the message.
+
+    Raises:
+        MismatchError: The fingerprints differ.
+    """
+    if record is None:
+        return
+    found = model_fingerprint(module)
+    if record.fingerprint != found:
+        raise MismatchError(
+            f"the {what} belongs to another model: it was made for {record.name} "
+            f"({record.fingerprint[:12]}), this is {name} ({found[:12]})"
+        )
+
+
+def _refuse_ties(scorer: Estimator, menu: Sequence[Option]) -> None:
+    """Refuse options that differ only where the estimator does not look."""
+    if scorer.scores_activations:
+        return
+    kinds = {option.activation for option in menu if not option.weight.is_float}
+    if len(kinds) > 1:
+        able = ", ".join(entry.name for entry in known_estimators() if entry.scores_activations)
+        raise InputError(
+            f"{scorer.name} scores weights only, and the options differ in the activation format "
+            f"({', '.join(sorted(kind.name for kind in kinds))}): the cheaper would always win. "
+            f"Offer one activation format, or use an estimator that scores activations: {able}"
+        )
+
+
+def _low_bit_warning(scorer: Estimator, menu: Sequence[Option]) -> list[str]:
+    low = [o.name for o in menu if o.weight.bits < 3]
+    if not low or scorer.name.startswith("measured"):
+        return []
+    return [
+        f"{', '.join(low)}: below 3 bits a Taylor score such as {scorer.name} loses its meaning; "
+        "measured_loss is safer"
+    ]
+
+
+def _by_group(
+    scores: Scores, task: ScoringTask, menu: Menu
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Add up the scores of the layers of each group; standard errors add in quadrature."""
+    rows = {layer.name: row for row, layer in enumerate(task.layers)}
+    broken = ~np.isfinite(scores.loss + scores.stderr)
+    if broken.any():
+        row, column = np.argwhere(broken)[0]
+        raise ModelError(
+            f"the score of {task.layers[row].name} at {task.options[column].name} is not finite"
+        )
+    members = [[rows[layer] for layer in layers] for layers in menu.groups.values()]
+    loss = np.array([scores.loss[rows].sum(axis=0) for rows in members])
+    stderr = np.array([np.sqrt((scores.stderr[rows] ** 2).sum(axis=0)) for rows in members])
+    return loss, stderr

@@ -1,0 +1,1 @@
+"""Reports: tables for a terminal and pictures for a page."""

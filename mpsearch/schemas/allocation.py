@@ -1,0 +1,119 @@
+"""The answer: an option for every layer, its certificate, and what was measured of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mpsearch.schemas.document import Document, Record
+from mpsearch.schemas.profile import DataRecord, ModelRecord
+
+__all__ = [
+    "Allocation",
+    "Baseline",
+    "BudgetUse",
+    "Frontier",
+    "FrontierPoint",
+    "Measurement",
+    "Verification",
+]
+
+Status = Literal["optimal", "feasible"]
+
+
+class BudgetUse(Record):
+    """One budget: what was asked for, the limit it means, and how much is used."""
+
+    requested: str = Field(description="the budget as written, such as 0.25x or 3 MB")
+    limit: float = Field(description="in `unit`")
+    usage: float = Field(description="in `unit`, summed exactly over the original costs")
+    unit: str
+    least: float = Field(description="least achievable use of this resource alone, in `unit`")
+
+
+class Measurement(Record):
+    """What one pass over the verification data showed."""
+
+    loss: float
+    metric: float | None = Field(default=None, description="in [0, 1] for accuracy")
+
+
+class Baseline(Record):
+    """What a rule of thumb gives within the same budgets."""
+
+    name: str
+    description: str
+    exists: bool = Field(description="whether the rule has an allocation within every budget")
+    measurement: Measurement | None = None
+    layers: dict[str, str] | None = Field(
+        default=None, description="layer -> option; null for `random`, which is a median"
+    )
+
+
+class Verification(Record):
+    """The allocation run on the real model, beside the float model and equal-budget baselines."""
+
+    data: DataRecord
+    held_out: bool = Field(description="whether the inputs were kept from scoring")
+    loss_function: str
+    metric_name: str | None = None
+    float_model: Measurement
+    allocation: Measurement
+    baselines: list[Baseline] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Allocation(Document):
+    """An option for every layer, with predicted loss, costs, certificate and measurement."""
+
+    kind: Literal["allocation"] = "allocation"
+    layers: dict[str, str] = Field(description="layer -> option")
+    groups: dict[str, str] = Field(description="group -> option")
+    status: Status = Field(description="`optimal` only when proven to the gap asked for")
+    objective: float = Field(description="value of the goal, from the original numbers in float64")
+    bound: float | None = Field(description="proven lower bound of the goal; null if none")
+    gap: float | None = Field(description="(objective - bound) / max(|objective|, |bound|)")
+    predicted_loss: float
+    budgets: dict[str, BudgetUse] = Field(default_factory=dict)
+    costs: dict[str, float] = Field(default_factory=dict, description="use of every resource")
+    units: dict[str, str] = Field(default_factory=dict)
+    fixed: dict[str, float] = Field(default_factory=dict)
+    method: str
+    solver: str
+    seconds: float
+    estimator: str
+    activation_ranges: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="layer -> [low, high] of its input, calibrated on the data",
+    )
+    monotone: Literal["keep", "clamp"] = "keep"
+    seed: int = 0
+    model: ModelRecord | None = None
+    verification: Verification | None = Field(
+        default=None, description="null: nothing was measured"
+    )
+    warnings: list[str] = Field(default_factory=list)
+
+
+class FrontierPoint(Record):
+    """One Pareto-optimal allocation."""
+
+    usage: float
+    predicted_loss: float
+    bound: float | None
+    gap: float | None
+    status: Status
+    groups: dict[str, str]
+
+
+class Frontier(Document):
+    """Pareto-optimal allocations between predicted loss and one resource, cheapest first."""
+
+    kind: Literal["frontier"] = "frontier"
+    resource: str
+    unit: str
+    points: list[FrontierPoint]
+    uniform: dict[str, FrontierPoint] = Field(
+        default_factory=dict, description="every group at the same option, by option"
+    )

@@ -1,0 +1,98 @@
+"""What an estimator is given and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mpsearch.formats import Format, Option
+from mpsearch.losses import Loss
+from mpsearch.models.dataset import DataSet
+from mpsearch.models.layers import Layer
+from mpsearch.progress import OnProgress
+from mpsearch.quantize import Quantizer
+
+__all__ = ["Estimator", "Scores", "ScoringTask"]
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """Everything an estimator may look at.
+
+    Attributes:
+        model: The float model.
+        layers: Layers to score, in execution order.
+        options: Options to score each layer at.
+        data: Calibration data.
+        loss: The loss whose increase is predicted.
+        quantizer: Quantized weights and calibrated inputs of the same model.
+        seed: Seed of everything random.
+        on_progress: Called after every step.
+    """
+
+    model: nn.Module
+    layers: Sequence[Layer]
+    options: Sequence[Option]
+    data: DataSet
+    loss: Loss
+    quantizer: Quantizer
+    seed: int
+    on_progress: OnProgress
+
+    @property
+    def weight_formats(self) -> list[Format]:
+        """The distinct weight formats of the options, without `float`."""
+        return list(dict.fromkeys(o.weight for o in self.options if not o.weight.is_float))
+
+    @property
+    def activation_formats(self) -> list[Format]:
+        """The distinct activation formats of the options, without `float`."""
+        return list(dict.fromkeys(o.activation for o in self.options if not o.activation.is_float))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an estimator found.
+
+    Attributes:
+        loss: Predicted loss increase, float64, layers x options.
+        stderr: Standard error from the estimator's own randomness, float64, layers x options.
+        statistics: Per-layer figures behind the scores: name -> layer -> value.
+        warnings: What the reader of the scores should know.
+        float_loss: Loss of the unquantized model, where the estimator measured it.
+    """
+
+    loss: NDArray[np.float64]
+    stderr: NDArray[np.float64]
+    statistics: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    float_loss: float | None = None
+
+
+class Estimator(ABC):
+    """Predicts the loss increase of every layer at every option.
+
+    Subclasses take their settings as keyword arguments of `__init__`, with defaults.
+    """
+
+    name: ClassVar[str]
+    """Name in the catalog."""
+    scores_activations: ClassVar[bool]
+    """Whether options that differ only in the activation format get different scores."""
+
+    @abstractmethod
+    def score(self, task: ScoringTask) -> Scores:
+        """Score every layer at every option.
+
+        Args:
+            task: Model, layers, options, data.
+
+        Returns:
+            The scores; `float` scores 0.
+        """
