@@ -39,9 +39,9 @@ class ChoosingKernel(BlockKernel):
         for start in range(0, blocks.shape[0], step):
             part = blocks[start : start + step].to(compute)
             number = counts if isinstance(counts, int) else counts[start : start + step]
-            rounded = torch.empty_like(part)
+            rounded, spare = torch.empty_like(part), torch.empty_like(part)
             for index, kernel in enumerate(self.kernels):
-                kernel.round(part, kernel.fit(part, number, None), rounded)
+                kernel.round(part, kernel.fit(part, number, None), rounded, spare)
                 errors[index] += rounded.sub_(part).double().square_().sum()
         choice = errors.argmin().double().reshape(1, 1)
         return torch.where(torch.isfinite(errors.sum()), choice, torch.nan)
@@ -55,7 +55,7 @@ class ChoosingKernel(BlockKernel):
         """Refuse: a range does not say which grid fits."""
         raise NotImplementedError("the choice of exponent bits needs values, not a range")
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Round as the chosen kernel does."""
         *inner, choice = params
-        self.kernels[int(choice)].round(values, tuple(inner), out)
+        self.kernels[int(choice)].round(values, tuple(inner), out, spare)

@@ -14,12 +14,16 @@ __all__ = [
     "Params",
     "absmax",
     "check_floating",
+    "ends",
     "non_finite",
     "reject_nan",
     "safe_scale",
 ]
 
 Params = tuple[Tensor, ...]
+
+VECTOR_WIDTH = 32
+"""Blocks narrower than this miss torch's vectorised amax; aminmax is then many times faster."""
 
 
 class BlockKernel(ABC):
@@ -63,19 +67,29 @@ class BlockKernel(ABC):
         """Return parameters of blocks whose values span [low, high], both (blocks, 1)."""
 
     @abstractmethod
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write rounded values to `out`, saturating at the ends of the grid.
 
         Args:
             values: Values in the computing type, (blocks, values per block); not changed.
             params: What `fit` returned for these blocks.
-            out: Same shape and type as `values`; may not be the same memory.
+            out: Same shape and type as `values`; other memory.
+            spare: Same again, to scribble on.
         """
 
 
 def absmax(blocks: Tensor) -> Tensor:
     """Return the largest magnitude of every block, (blocks, 1); NaN where there is a NaN."""
-    return torch.maximum(blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True).neg_())
+    low, high = ends(blocks)
+    return torch.maximum(low.neg_(), high)
+
+
+def ends(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and largest value of every block, (blocks, 1) each; NaN propagates."""
+    if blocks.shape[1] < VECTOR_WIDTH:
+        low, high = torch.aminmax(blocks, dim=1, keepdim=True)
+        return low, high
+    return blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
 
 
 def safe_scale(scale: Tensor) -> Tensor:

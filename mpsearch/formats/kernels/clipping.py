@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mpsearch.formats.kernels.blocks import BlockKernel, Params
+from mpsearch.formats.kernels.blocks import BlockKernel, Params, ends
 
 if TYPE_CHECKING:
     from mpsearch.formats.granularity import Clip
@@ -36,13 +36,13 @@ class LeastErrorKernel(BlockKernel):
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return the inner kernel's parameters at the best ratio of each block."""
         del counts, whole
-        low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-        rounded = torch.empty_like(blocks)
+        low, high = ends(blocks)
+        rounded, spare = torch.empty_like(blocks), torch.empty_like(blocks)
         best: Params = ()
         least = torch.full_like(low, float("inf"))
         for ratio in CLIP_RATIOS:
             params = self.inner.from_range(low * ratio, high * ratio)
-            self.inner.round(blocks, params, rounded)
+            self.inner.round(blocks, params, rounded, spare)
             error = torch.sub(rounded, blocks, out=rounded).square_().sum(1, keepdim=True)
             if not best:
                 best, least = params, error
@@ -56,9 +56,9 @@ class LeastErrorKernel(BlockKernel):
         """Return the inner kernel's parameters: a given range is not searched again."""
         return self.inner.from_range(low, high)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Round as the inner kernel does."""
-        self.inner.round(values, params, out)
+        self.inner.round(values, params, out, spare)
 
 
 class PercentileKernel(BlockKernel):
@@ -79,7 +79,7 @@ class PercentileKernel(BlockKernel):
         magnitudes = blocks.abs().sort(1).values
         padding = blocks.shape[1] - count  # padded zeros sort first
         bound = magnitudes.gather(1, rank - 1 + padding)
-        low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+        low, high = ends(blocks)
         # a range of NaN or infinity must stay visible to the caller's check
         bound = torch.where(torch.isfinite(high - high + low - low), bound, high - low)
         return self.inner.from_range(torch.maximum(low, -bound), torch.minimum(high, bound))
@@ -88,6 +88,6 @@ class PercentileKernel(BlockKernel):
         """Return the inner kernel's parameters: a given range is not clipped again."""
         return self.inner.from_range(low, high)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Round as the inner kernel does."""
-        self.inner.round(values, params, out)
+        self.inner.round(values, params, out, spare)

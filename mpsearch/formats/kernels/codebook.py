@@ -44,8 +44,9 @@ class CodebookKernel(BlockKernel):
         """Return the scale max(|low|, |high|) / largest magnitude of the table."""
         return (safe_scale(torch.maximum(low.abs(), high.abs()) / self.reach),)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest entry times the scale; NaN stays NaN."""
+        del spare
         (scale,) = params
         torch.div(values, scale, out=out)
         unknown = torch.isnan(out)
@@ -93,8 +94,9 @@ class LearnedKernel(BlockKernel):
         """Refuse: a range says nothing about the values to learn."""
         raise NotImplementedError("learned tables need values, not a range")
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest entry of the row's table times the scale."""
+        del spare
         scale, table = params
         torch.div(values, scale, out=out)
         middles = ((table[:, 1:] + table[:, :-1]) / 2).contiguous()

@@ -31,9 +31,9 @@ class HalfKernel(BlockKernel):
         """Return the largest magnitude; the rounding does not use it."""
         return (torch.maximum(low.abs(), high.abs()),)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest 16-bit floats, saturating."""
-        del params
+        del params, spare
         out.copy_(cast(self.spec, values, "saturate"))
 
 

@@ -12,6 +12,7 @@ from mpsearch.formats.kernels.blocks import (
     Params,
     absmax,
     check_floating,
+    ends,
     reject_nan,
     safe_scale,
 )
@@ -37,8 +38,9 @@ class SymmetricKernel(BlockKernel):
         """Return the scale max(|low|, |high|) / top."""
         return (safe_scale(torch.maximum(low.abs(), high.abs()) / self.top),)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest code within the range, times the scale."""
+        del spare
         (scale,) = params
         torch.div(values, scale, out=out)
         out.round_().clamp_(-self.top, self.top).mul_(scale)
@@ -53,7 +55,7 @@ class AsymmetricKernel(BlockKernel):
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return the scale (max - min) / top and the lowest and highest code less zero point."""
         del counts, whole
-        return self.from_range(blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True))
+        return self.from_range(*ends(blocks))
 
     def from_range(self, low: Tensor, high: Tensor) -> Params:
         """Return the parameters for [low, high] widened to hold zero."""
@@ -64,8 +66,9 @@ class AsymmetricKernel(BlockKernel):
         zero = torch.round(-low / scale).clamp_(0, self.top)
         return scale, -zero, self.top - zero
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write (clip(round(values / scale) + zero, 0, top) - zero) * scale."""
+        del spare
         scale, low, high = params
         torch.div(values, scale, out=out)
         torch.clamp(out.round_(), low, high, out=out)

@@ -63,18 +63,18 @@ class _PowerKernel(BlockKernel):
         """Return the shared scale of a range."""
         return (shared_scale(torch.maximum(low.abs(), high.abs()), self.emax),)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest element values times the scale."""
         (scale,) = params
         if values.dtype == torch.float32 and bool((scale >= HEADROOM).any()):
             wide = values.double()
             result = torch.empty_like(wide)
-            self.apply(wide, scale.double(), result)
+            self.apply(wide, scale.double(), result, torch.empty_like(wide))
             out.copy_(result)
         else:
-            self.apply(values, scale, out)
+            self.apply(values, scale, out, spare)
 
-    def apply(self, values: Tensor, scale: Tensor, out: Tensor) -> None:
+    def apply(self, values: Tensor, scale: Tensor, out: Tensor, spare: Tensor) -> None:
         """Write the rounded values; the scale leaves room for the rounding constant."""
         raise NotImplementedError
 
@@ -86,13 +86,13 @@ class MicroscalingKernel(_PowerKernel):
         self.grid = grid
         self.emax = grid.emax
 
-    def apply(self, values: Tensor, scale: Tensor, out: Tensor) -> None:
+    def apply(self, values: Tensor, scale: Tensor, out: Tensor, spare: Tensor) -> None:
         """Write the nearest values of the scaled grid."""
         factor = magic(values.dtype, self.grid.mantissa)
-        step = torch.empty_like(values)
-        torch.maximum(binade(values, step), scale * self.grid.smallest_normal, out=step)
-        torch.add(values, step, alpha=factor, out=out)
-        out.sub_(step, alpha=factor)
+        binade(values, spare)
+        torch.maximum(spare, scale * self.grid.smallest_normal, out=spare)
+        torch.add(values, spare, alpha=factor, out=out)
+        out.sub_(spare, alpha=factor)
         top = scale * self.grid.top
         torch.clamp(out, -top, top, out=out)
 
@@ -106,8 +106,9 @@ class BlockFloatKernel(_PowerKernel):
         self.step = step
         self.top = top
 
-    def apply(self, values: Tensor, scale: Tensor, out: Tensor) -> None:
+    def apply(self, values: Tensor, scale: Tensor, out: Tensor, spare: Tensor) -> None:
         """Write the nearest multiples of the block's step."""
+        del spare
         step = scale * self.step
         shift = step * magic(values.dtype, 0)
         torch.add(values, shift, out=out)

@@ -85,12 +85,12 @@ class MinifloatKernel(BlockKernel):
         """Return the scale max(|low|, |high|) / largest value."""
         return (safe_scale(torch.maximum(low.abs(), high.abs()) / self.grid.top),)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest value of the scaled grid."""
         (scale,) = params
         torch.div(values, scale, out=out)
         out.clamp_(-self.grid.top, self.grid.top)
-        round_unscaled(self.grid, out, out, torch.empty_like(out))
+        round_unscaled(self.grid, out, out, spare)
         out.mul_(scale)
 
 

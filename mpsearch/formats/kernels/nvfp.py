@@ -53,10 +53,10 @@ class NvKernel(BlockKernel):
         round_unscaled(SCALE_GRID, wanted, scale, torch.empty_like(wanted))
         return (torch.where(scale == 0, torch.ones_like(scale), scale) * whole,)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest element values times the scale."""
         (scale,) = params
         torch.div(values, scale, out=out)
         out.clamp_(-self.grid.top, self.grid.top)
-        round_unscaled(self.grid, out, out, torch.empty_like(out))
+        round_unscaled(self.grid, out, out, spare)
         out.mul_(scale)

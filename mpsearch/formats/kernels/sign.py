@@ -35,8 +35,9 @@ class BinaryKernel(BlockKernel):
         """Return half the reach, the least-squares scale of evenly spread values."""
         return (torch.maximum(low.abs(), high.abs()) / 2,)
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the scale where the value is at least zero, else its negative; NaN stays NaN."""
+        del spare
         (scale,) = params
         torch.where(values < 0, -scale, scale, out=out)
         out.masked_fill_(torch.isnan(values), float("nan"))
@@ -60,11 +61,12 @@ class TernaryKernel(BlockKernel):
         reach = torch.maximum(low.abs(), high.abs())
         return reach * (2 / 3), reach / 3
 
-    def round(self, values: Tensor, params: Params, out: Tensor) -> None:
+    def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the sign times the scale where the magnitude is above the threshold, else zero."""
         scale, threshold = params
+        torch.abs(values, out=spare)
         torch.sign(values, out=out)
-        out.mul_(values.abs() > threshold).mul_(scale)
+        out.mul_(spare > threshold).mul_(scale)
         out.masked_fill_(torch.isnan(values), float("nan"))
 
 
