@@ -18,7 +18,9 @@ from mpsearch.formats import (
 )
 from mpsearch.formats.automatic import AutoMinifloat
 from mpsearch.formats.base import Format, Overflow, Role
+from mpsearch.formats.calibration import Method, Observer, Statistics
 from mpsearch.formats.codebook import Codebook, LearnedCodebook, register_table
+from mpsearch.formats.error import QuantizationError, quantization_error
 from mpsearch.formats.exponent import PowerOfTwo
 from mpsearch.formats.granularity import Clip, Scaled, Sharing
 from mpsearch.formats.half import Half
@@ -60,21 +62,26 @@ __all__ = [
     "Half",
     "Integer",
     "LearnedCodebook",
+    "Method",
     "Microscaling",
     "Minifloat",
     "NvFloat4",
+    "Observer",
     "Option",
     "Overflow",
     "PowerOfTwo",
+    "QuantizationError",
     "Role",
     "Scaled",
     "Sharing",
     "Signs",
+    "Statistics",
     "families",
     "get",
     "grammar",
     "known",
     "parse_option",
+    "quantization_error",
     "register",
     "register_table",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mpsearch.formats.calibration import Method, Statistics
     from mpsearch.formats.kernels.blocks import BlockKernel
 
 __all__ = ["Format", "Overflow", "Role"]
@@ -120,6 +121,19 @@ class Format(ABC):
         overhead = scales * self.scale_bits + rows * self.row_bits + self.tensor_bits
         return self.bits + overhead / total
 
+    def uniform_step(self, low: float, high: float) -> float | None:
+        """Return the distance of neighbouring values for a range, or None where it varies.
+
+        Args:
+            low: Low end of the range.
+            high: High end of the range.
+
+        Returns:
+            The step of a uniform grid that covers the range, in the unit of the values.
+        """
+        del low, high
+        return None
+
     def value_grid(self) -> tuple[float, ...] | None:
         """Return every unscaled value in ascending order, or None where too many to list."""
         return None
@@ -192,3 +206,23 @@ class Format(ABC):
         from mpsearch.formats.kernels.engine import range_quantizer
 
         return range_quantizer(self, low, high, block_axis)
+
+    def calibrated_range(
+        self, statistics: Statistics, method: Method = "minmax", percentile: float = 99.99
+    ) -> tuple[float, float]:
+        """Return the range to fix for activations; see `calibration.calibrated_range`."""
+        from mpsearch.formats.calibration import calibrated_range
+
+        return calibrated_range(self, statistics, method, percentile)
+
+    def calibrated_quantizer(
+        self,
+        statistics: Statistics,
+        method: Method = "minmax",
+        percentile: float = 99.99,
+        block_axis: int = -1,
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the activation quantizer; see `calibration.calibrated_quantizer`."""
+        from mpsearch.formats.calibration import calibrated_quantizer
+
+        return calibrated_quantizer(self, statistics, method, percentile, block_axis)

@@ -62,6 +62,12 @@ class Integer(Scaled):
         kind = "with a zero point" if self.asymmetric else "symmetric"
         return f"integers {low} … {high} {kind}, {self.sharing.summary}"
 
+    def uniform_step(self, low: float, high: float) -> float | None:
+        """Return the scale that covers the range."""
+        if self.asymmetric:
+            return (max(high, 0.0) - min(low, 0.0)) / self.levels[1]
+        return max(abs(low), abs(high)) / self.levels[1]
+
     def value_grid(self) -> tuple[float, ...] | None:
         """Return the integer codes, in units of the scale, up to 8 bits."""
         low, high = self.levels
