@@ -67,6 +67,8 @@ class PowerOfTwo(Format):
     def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
         """Return every value rounded to the nearest power of two; a tie goes up.
 
+        As in ml_dtypes and torch, what lies between 2^-127 and 2^-126 goes up as well.
+
         Args:
             tensor: Floating-point values.
             overflow: "saturate" to the smallest and largest power, zero included; "ieee": zero

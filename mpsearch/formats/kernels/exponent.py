@@ -28,6 +28,8 @@ def cast(tensor: Tensor, overflow: Overflow, name: str) -> Tensor:
     fraction, power = torch.frexp(exact)  # fraction in [0.5, 1)
     power = power.double() - (fraction < 0.75).double()
     rounded = torch.exp2(power.clamp(-1000.0, 1000.0))
+    # both float32 libraries round whatever exceeds the smallest power up to the next one
+    rounded = torch.where((exact > SMALLEST) & (exact < 2 * SMALLEST), 2 * SMALLEST, rounded)
     rounded = torch.where((exact == 0) | (rounded < SMALLEST), SMALLEST, rounded)
     rounded = torch.where((rounded > LARGEST) | torch.isinf(exact), LARGEST, rounded)
     if overflow == "ieee":
