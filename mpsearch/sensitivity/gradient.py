@@ -48,6 +48,7 @@ class GradientDeviation(Estimator):
             ModelError: The loss is NaN or infinite.
         """
         products: dict[tuple[str, Format], float] = {}
+        leaves: list[Tensor] = []
         gradients: dict[str, Tensor] = {}
         losses: list[float] = []
         weights = layer_weights(task.model, task.layers)
@@ -55,14 +56,15 @@ class GradientDeviation(Estimator):
         with ExitStack() as hooks, differentiated(weights), evaluation_mode(task.model):
             for layer in task.layers:
                 module = layer_module(task.model, layer.name)
-                watch = _watch_input(task, layer.name, products)
+                watch = _watch_input(task, layer.name, products, leaves)
                 hooks.callback(module.register_forward_pre_hook(watch).remove)
             for done, (inputs, target) in enumerate(task.data.batches(), 1):
                 share = len(inputs) / len(task.data)
-                loss = share * task.loss(forward(task.model, _differentiable(inputs)), target)
+                loss = share * task.loss(forward(task.model, inputs), target)
                 losses.append(float(loss.detach()))
-                found = torch.autograd.grad(loss, weights, allow_unused=True)
-                for layer, gradient in zip(task.layers, found, strict=True):
+                found = torch.autograd.grad(loss, [*weights, *leaves], allow_unused=True)
+                leaves.clear()
+                for layer, gradient in zip(task.layers, found, strict=False):
                     if gradient is not None:
                         earlier = gradients.get(layer.name, torch.zeros((), dtype=torch.float64))
                         gradients[layer.name] = earlier + gradient.double()
@@ -95,27 +97,33 @@ def _scores(
 
 
 def _watch_input(
-    task: ScoringTask, layer: str, products: dict[tuple[str, Format], float]
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    task: ScoringTask,
+    layer: str,
+    products: dict[tuple[str, Format], float],
+    leaves: list[Tensor],
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
     quantize = {fmt: task.quantizer.activation(layer, fmt) for fmt in task.activation_formats}
 
-    def before_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].detach()
+    def before_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not quantize:
+            return None
+        watched = inputs[0]
+        if not watched.requires_grad:
+            # Nothing before this layer is differentiated, so autograd would not come this far
+            # back: the input becomes a leaf that is differentiated in for its own sake.
+            watched = inputs[0].detach().requires_grad_()
+            leaves.append(watched)
+        values = watched.detach()
 
         def on_gradient(gradient: Tensor) -> None:
             for fmt, function in quantize.items():
                 product = float((gradient * (values - function(values))).sum(dtype=torch.float64))
                 products[layer, fmt] = products.get((layer, fmt), 0.0) + product
 
-        if quantize and inputs[0].requires_grad:
-            inputs[0].register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        watched.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        return (watched, *inputs[1:])
 
     return before_forward
-
-
-def _differentiable(inputs: Tensor) -> Tensor:
-    # The first layer's input is the data itself; its gradient is wanted where it has one.
-    return inputs.detach().requires_grad_() if inputs.is_floating_point() else inputs
 
 
 def layer_weights(model: nn.Module, layers: Sequence[Layer]) -> list[Tensor]:

@@ -1,0 +1,104 @@
+"""What holds for every estimator in the catalog."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import mpsearch as mp
+from mpsearch.errors import InputError, ModelError
+from mpsearch.sensitivity import known
+
+EVERY = [entry.name for entry in known()]
+WEIGHTS_ONLY = [entry.name for entry in known() if not entry.scores_activations]
+WITH_ACTIVATIONS = [entry.name for entry in known() if entry.scores_activations]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_scores_are_finite_float64_and_zero_for_float(net, data, name):
+    found = mp.profile(net, data, ["w3", "w8", "float"], name)
+    assert found.loss.dtype == found.stderr.dtype == np.float64
+    assert np.isfinite(found.loss).all()
+    assert (found.stderr >= 0).all()
+    assert not found.loss[:, 2].any()
+    assert not found.stderr[:, 2].any()
+    assert found.loss[:, 0].any()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_model_is_left_as_it_was(net, data, name):
+    net.point.weight.requires_grad_(False)
+    net.train()
+    before = copy.deepcopy(net.state_dict())
+    mp.profile(net, data, ["w3", "w8"], name)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert net.training
+    assert net.conv.weight.requires_grad
+    assert not net.point.weight.requires_grad
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_frozen_layer_is_scored_like_any_other(net, data, name):
+    free = mp.profile(net, data, ["w3"], name).loss
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    assert np.array_equal(mp.profile(net, data, ["w3"], name).loss, free)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_same_seed_gives_the_same_profile_bit_for_bit(net, data, name):
+    one, two = (mp.profile(net, data, ["w3", "w6"], name, seed=5) for _ in range(2))
+    assert np.array_equal(one.loss, two.loss)
+    assert np.array_equal(one.stderr, two.stderr)
+
+
+@pytest.mark.parametrize("name", WEIGHTS_ONLY)
+def test_options_that_differ_only_in_activations_are_refused_by_weight_scores(net, data, name):
+    with pytest.raises(InputError, match=r"scores weights only.*measured_loss"):
+        mp.profile(net, data, ["w8a4", "w8a8"], name)
+
+
+@pytest.mark.parametrize("name", WITH_ACTIVATIONS)
+def test_options_that_differ_only_in_activations_get_different_scores(net, data, name):
+    found = mp.profile(net, data, ["w8a2", "w8a8"], name)
+    assert (found.loss[:, 0] != found.loss[:, 1]).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_model_that_computes_nan_is_refused_not_scored(net, data, name):
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net
+
+        def forward(self, x):
+            return self.inner(x) * float("nan")
+
+    entry = next(entry for entry in known() if entry.name == name)
+    if "no forward" in entry.passes:
+        pytest.skip("never runs the model")
+    with pytest.raises(ModelError, match=r"nan|not finite"):
+        mp.profile(Broken(), data, ["w3"], name)
+
+
+def test_weights_with_nan_are_refused(net, data):
+    net.point.weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelError):
+        mp.profile(net, data, ["w3"], "hessian_trace")
+
+
+def test_the_catalog_loads_without_torch():
+    code = "import sys, mpsearch.sensitivity as s; s.known(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_setting_is_refused_with_the_estimators_name(net, data):
+    with pytest.raises(InputError, match="estimator hessian_trace"):
+        mp.profile(net, data, ["w3"], "hessian_trace", probe=3)

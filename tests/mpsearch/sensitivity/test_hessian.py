@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mpsearch as mp
+from mpsearch.sensitivity.hessian import hessian_vector_products
+
+
+def test_traces_agree_with_the_exact_hessian_within_three_standard_errors(net, exact, data):
+    assert sum(p.numel() for p in net.parameters()) < 500
+    found = mp.profile(net, data, ["w4", "w8"], "hessian_trace", probes=400)
+    for layer in found.groups:
+        truth = float(exact.hessian(layer).trace())
+        estimate = found.statistics["hessian_trace"][layer]
+        error = found.statistics["hessian_trace_stderr"][layer]
+        assert error > 0
+        assert abs(estimate - truth) < 3 * error, layer
+
+
+def test_score_is_the_mean_trace_times_the_squared_error_of_quantization(net, data):
+    found = mp.profile(net, data, ["w4"], "hessian_trace", probes=4)
+    for row, layer in enumerate(found.groups):
+        weight = net.get_submodule(layer).weight.detach()
+        moved = mp.formats.get("int4").fake_quantize(weight) - weight
+        scale = float(moved.square().sum()) / weight.numel()
+        trace = found.statistics["hessian_trace"][layer]
+        error = found.statistics["hessian_trace_stderr"][layer]
+        assert found.loss[row, 0] == pytest.approx(trace * scale)
+        assert found.stderr[row, 0] == pytest.approx(error * scale)
+
+
+def test_hessian_vector_product_equals_that_of_pyhessian(net, exact):
+    from pyhessian import hessian as pyhessian
+
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.endswith("weight"))
+    weights = [p for p in net.parameters() if p.requires_grad]
+    vector = [torch.randn_like(w) for w in weights]
+    loader = [(exact.inputs[:5], exact.targets[:5]), (exact.inputs[5:10], exact.targets[5:10])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = pyhessian(net, nn.functional.cross_entropy, dataloader=loader, cuda=False)
+        _, theirs = reference.dataloader_hv_product(vector)
+    loss = nn.functional.cross_entropy(net(exact.inputs[:10]), exact.targets[:10])
+    (ours,) = hessian_vector_products(loss, weights, [vector])
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-4, atol=1e-10)
+
+
+def test_batching_changes_nothing(net, exact):
+    tables = [
+        mp.profile(
+            net,
+            mp.DataSet("d", exact.inputs, exact.targets, batch_size=size),
+            ["w4"],
+            "hessian_trace",
+            probes=3,
+        ).loss
+        for size in (12, 5, 1)
+    ]
+    assert np.allclose(tables[0], tables[1], rtol=1e-9)
+    assert np.allclose(tables[0], tables[2], rtol=1e-9)
+
+
+def test_a_seed_gives_the_same_scores_and_another_seed_others(net, data):
+    first, again, other = (
+        mp.profile(net, data, ["w4"], "hessian_trace", probes=3, seed=seed).loss
+        for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_one_probe_is_refused_because_it_has_no_standard_error(net, data):
+    with pytest.raises(mp.errors.InputError, match="probes must be at least 2"):
+        mp.profile(net, data, ["w4"], "hessian_trace", probes=1)
