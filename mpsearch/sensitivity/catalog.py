@@ -117,6 +117,40 @@ register(
 )
 register(
     EstimatorInfo(
+        name="ggn_trace",
+        summary="Mean Gauss-Newton trace of a layer (the Fisher with labels drawn from the model) "
+        "times its squared weight quantization error",
+        passes="1 forward + K backward passes without weight gradients over the data",
+        source="Martens 2020, JMLR 21, 'New insights and perspectives on the natural gradient'",
+        scores_activations=False,
+        implementation="mpsearch.sensitivity.fisher:GgnTrace",
+    )
+)
+register(
+    EstimatorInfo(
+        name="empirical_fisher",
+        summary="Mean squared gradient of single inputs in weights and activations times the "
+        "noise of quantization",
+        passes="1 forward + 1 backward over the data for all layers and options",
+        source="FIT, Zandonati et al. 2022, arXiv 2210.08502",
+        scores_activations=True,
+        implementation="mpsearch.sensitivity.fisher:EmpiricalFisher",
+    )
+)
+register(
+    EstimatorInfo(
+        name="fisher_output",
+        summary="Squared loss gradient in a layer's output times the squared error that the "
+        "option makes there",
+        passes="1 forward + 1 backward without weight gradients (K without labels) + 1 forward of "
+        "each layer alone per option",
+        source="BRECQ, Li et al. 2021, arXiv 2102.05426; NVIDIA ModelOpt's gradient score",
+        scores_activations=True,
+        implementation="mpsearch.sensitivity.output_error:FisherOutput",
+    )
+)
+register(
+    EstimatorInfo(
         name="hessian_trace",
         summary="Mean Hessian trace of a layer times its squared weight quantization error",
         passes="1 gradient graph + K Hessian-vector products over the data, all layers at once",
