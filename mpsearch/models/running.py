@@ -1,0 +1,63 @@
+"""Running a model: evaluation mode that is undone, and the tensor that a loss is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mpsearch.errors import DataError, ModelError
+
+__all__ = ["evaluation_mode", "forward"]
+
+
+class evaluation_mode:  # noqa: N801 - reads as a keyword: `with evaluation_mode(model):`
+    """Context that puts every module in evaluation mode and restores each one's own mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Remember the model.
+
+        Args:
+            model: Its modules' training flags are restored on leaving.
+        """
+        self._training = {module: module.training for module in model.modules()}
+        self._model = model
+
+    def __enter__(self) -> nn.Module:
+        """Switch to evaluation mode."""
+        return self._model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        """Restore each module's mode."""
+        for module, training in self._training.items():
+            module.training = training
+
+
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Run the model and find the tensor that a loss is computed from.
+
+    Args:
+        model: The model.
+        inputs: One batch.
+
+    Returns:
+        The output itself, its `logits`, or the first tensor of a tuple.
+
+    Raises:
+        ModelError: The output holds no tensor.
+        DataError: The model refuses inputs of this shape.
+    """
+    try:
+        output: Any = model(inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{type(model).__name__} does not accept inputs of shape {tuple(inputs.shape)} "
+            f"({inputs.dtype}): {first_line}"
+        ) from error
+    found = getattr(output, "logits", output)
+    if isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(f"the model returns {type(output).__name__}; a tensor is needed")
+    return found
