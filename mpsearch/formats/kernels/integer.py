@@ -64,6 +64,11 @@ class AsymmetricKernel(BlockKernel):
         # the span of two huge ends overflows although the step does not
         scale = safe_scale(torch.where(torch.isinf(span), high / self.top - low / self.top, span))
         zero = torch.round(-low / scale).clamp_(0, self.top)
+        # the outermost codes may stand half a step outside the range: keep them finite
+        reach = torch.maximum(zero, self.top - zero)
+        scale = torch.where(
+            torch.isfinite(scale), torch.minimum(scale, torch.finfo(scale.dtype).max / reach), scale
+        )
         return scale, -zero, self.top - zero
 
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
