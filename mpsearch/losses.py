@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, InputError, ModelError, UnknownNameError
-from mpsearch.models.dataset import Batch
-from mpsearch.models.layers import evaluation_mode, forward
+from mpsearch.models.dataset import Batch, DataSet
+from mpsearch.models.running import evaluation_mode, forward
 from mpsearch.schemas import Measurement
 
-__all__ = ["Loss", "as_loss", "known_losses", "measure"]
+__all__ = ["Loss", "Tally", "as_loss", "known_losses", "measure", "with_float_outputs"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+IGNORED = -100
+"""Target that counts for nothing, as in torch's cross entropy."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,23 @@ class Loss:
         function: Output and target to a scalar, the mean over the batch.
         metric_name: Name of the metric, or None.
         metric: Output and target to a score of every input `[batch]`, or None.
+        metric_of_loss: Mean loss over all data to the metric, for metrics that are no mean of
+            their own, such as perplexity; or None.
+        higher_is_better: Whether a larger metric is a better one.
+        terms: Output and target to the number of terms that `function` takes the mean of, where
+            that is not the number of inputs: tokens, pixels. Weights the batches.
+        target: What the output is compared with: the targets of the data, or the output of the
+            float model (see `with_float_outputs`).
     """
 
     name: str
     function: LossFunction
     metric_name: str | None = None
     metric: Callable[[Tensor, Tensor], Tensor] | None = None
+    metric_of_loss: Callable[[float], float] | None = None
+    higher_is_better: bool = True
+    terms: Callable[[Tensor, Tensor], int] | None = None
+    target: Literal["data", "float_output"] = "data"
 
     def __call__(self, output: Tensor, target: Tensor | None) -> Tensor:
         """Compute the mean loss of a batch.
@@ -64,9 +79,109 @@ def _correct(output: Tensor, target: Tensor) -> Tensor:
     return hits.flatten(1).mean(dim=1) if hits.ndim > 1 else hits
 
 
+def _class_terms(_: Tensor, target: Tensor) -> int:
+    # Targets may be class probabilities, one row per input; those are never ignored.
+    return len(target) if target.is_floating_point() else int((target != IGNORED).sum())
+
+
+def _next_token(output: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of every token given those before it.
+
+    Args:
+        output: Logits `[batch, tokens, vocabulary]`.
+        target: Token ids `[batch, tokens]`, the inputs themselves; -100 counts for nothing.
+
+    Returns:
+        Mean over the tokens, in nats.
+
+    Raises:
+        ValueError: The shapes do not belong together.
+    """
+    if output.ndim != 3 or output.shape[:2] != target.shape:
+        raise ValueError("logits [batch, tokens, vocabulary] and token ids [batch, tokens] needed")
+    return nn.functional.cross_entropy(output[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+
+
+def _token_terms(_: Tensor, target: Tensor) -> int:
+    return int((target[:, 1:] != IGNORED).sum())
+
+
+def _divergence(class_axis: int) -> LossFunction:
+    def divergence(output: Tensor, reference: Tensor) -> Tensor:
+        _same_shape(output, reference)
+        # In float64 and from logits, so that distributions that differ by rounding alone give a
+        # small number and not cancelled digits.
+        found = output.double().log_softmax(class_axis)
+        wanted = reference.double().log_softmax(class_axis)
+        terms = (wanted.exp() * (wanted - found)).sum(class_axis)
+        return terms.mean()
+
+    return divergence
+
+
+def _agreement(class_axis: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def agreement(output: Tensor, reference: Tensor) -> Tensor:
+        same = (output.argmax(class_axis) == reference.argmax(class_axis)).double()
+        return same.flatten(1).mean(1) if same.ndim > 1 else same
+
+    return agreement
+
+
+def _noise_to_signal(output: Tensor, reference: Tensor) -> Tensor:
+    _same_shape(output, reference)
+    signal = reference.double().flatten(1).square().sum(1)
+    noise = (output.double() - reference.double()).flatten(1).square().sum(1)
+    return (noise / signal).mean()
+
+
+def _same_shape(output: Tensor, reference: Tensor) -> None:
+    if output.shape != reference.shape or not reference.is_floating_point():
+        raise ValueError("the float model's output is needed as target; see with_float_outputs")
+
+
+def _decibel(ratio: float) -> float:
+    return math.inf if ratio <= 0 else -10 * math.log10(ratio)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < math.log(1e300) else math.inf
+
+
 _LOSSES = {
-    "cross_entropy": Loss("cross_entropy", nn.functional.cross_entropy, "accuracy", _correct),
-    "mse": Loss("mse", nn.functional.mse_loss),
+    loss.name: loss
+    for loss in (
+        Loss(
+            "cross_entropy",
+            nn.functional.cross_entropy,
+            "accuracy",
+            _correct,
+            terms=_class_terms,
+        ),
+        Loss("mse", nn.functional.mse_loss),
+        Loss(
+            "next_token",
+            _next_token,
+            "perplexity",
+            metric_of_loss=_perplexity,
+            higher_is_better=False,
+            terms=_token_terms,
+        ),
+        Loss("kl_to_float", _divergence(1), "agreement", _agreement(1), target="float_output"),
+        Loss(
+            "token_kl_to_float",
+            _divergence(-1),
+            "agreement",
+            _agreement(-1),
+            target="float_output",
+        ),
+        Loss(
+            "noise_to_signal",
+            _noise_to_signal,
+            "sqnr_db",
+            metric_of_loss=_decibel,
+            target="float_output",
+        ),
+    )
 }
 
 
@@ -103,8 +218,84 @@ def as_loss(loss: str | LossFunction | Loss) -> Loss:
     return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
 
 
+def with_float_outputs(model: nn.Module, data: DataSet) -> DataSet:
+    """Make the outputs of the float model the targets, for losses that compare with it.
+
+    Args:
+        model: The float model; run in evaluation mode without gradients.
+        data: The data; its targets are not used.
+
+    Returns:
+        The same inputs with the model's outputs as targets, in both parts.
+    """
+
+    def outputs(batches: Iterable[Batch]) -> Tensor:
+        with torch.no_grad(), evaluation_mode(model):
+            return torch.cat([forward(model, inputs) for inputs, _ in batches])
+
+    held_out = None
+    if data.held_out_inputs is not None:
+        held_out = outputs(data.verification_batches())
+    return replace(data, targets=outputs(data.batches()), held_out_targets=held_out, _digest=[])
+
+
+class Tally:
+    """Adds up loss and metric over batches, in float64."""
+
+    def __init__(self, loss: Loss) -> None:
+        """Start at nothing.
+
+        Args:
+            loss: The loss, with its metric.
+        """
+        self._loss = loss
+        self._losses: list[float] = []
+        self._scores: list[float] = []
+        self._terms = 0
+        self._inputs = 0
+
+    def add(self, inputs: Tensor, output: Tensor, target: Tensor | None) -> None:
+        """Count one batch.
+
+        Args:
+            inputs: The batch, `[batch, ...]`.
+            output: What the model returned for it.
+            target: What the loss compares with.
+        """
+        loss = self._loss
+        counted = loss.terms is not None and target is not None
+        terms = loss.terms(output, target) if counted else len(inputs)  # type: ignore[misc, arg-type]
+        if terms:  # the mean over nothing is no number
+            self._losses.append(float(loss(output.double(), target)) * terms)
+        if loss.metric is not None and target is not None:
+            self._scores.append(float(loss.metric(output, target).sum()))
+        self._terms += terms
+        self._inputs += len(inputs)
+
+    def measurement(self) -> Measurement:
+        """Divide.
+
+        Returns:
+            Mean loss and metric over everything that was counted.
+
+        Raises:
+            DataError: Nothing was counted.
+            ModelError: The loss is NaN or infinite.
+        """
+        if not self._terms:
+            raise DataError("there is no input to measure on")
+        value = math.fsum(self._losses) / self._terms
+        if not math.isfinite(value):
+            raise ModelError(f"the model's {self._loss.name} is {value} on this data")
+        metric = math.fsum(self._scores) / self._inputs if self._scores else None
+        if self._loss.metric_of_loss is not None:
+            found = self._loss.metric_of_loss(value)
+            metric = found if math.isfinite(found) else None
+        return Measurement(loss=value, metric=metric)
+
+
 def measure(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measurement:
-    """Measure mean loss and metric over batches, weighted by batch size, in float64.
+    """Measure mean loss and metric over batches, weighted by their terms, in float64.
 
     Args:
         model: The model; run in evaluation mode without gradients.
@@ -113,24 +304,9 @@ def measure(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measureme
 
     Returns:
         Loss and metric over all inputs.
-
-    Raises:
-        DataError: There is no batch.
-        ModelError: The loss is NaN or infinite.
     """
-    losses: list[float] = []
-    scores: list[float] = []
-    count = 0
+    tally = Tally(loss)
     with torch.no_grad(), evaluation_mode(model):
         for inputs, target in batches:
-            output = forward(model, inputs)
-            losses.append(float(loss(output.double(), target)) * len(inputs))
-            if loss.metric is not None and target is not None:
-                scores.append(float(loss.metric(output, target).sum()))
-            count += len(inputs)
-    if not count:
-        raise DataError("there is no input to measure on")
-    value = math.fsum(losses) / count
-    if not math.isfinite(value):
-        raise ModelError(f"the model's {loss.name} is {value} on this data")
-    return Measurement(loss=value, metric=math.fsum(scores) / count if scores else None)
+            tally.add(inputs, forward(model, inputs), target)
+    return tally.measurement()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
         inputs: One batch.
 
     Returns:
-        The output itself, its `logits`, or the first tensor of a tuple.
+        The output itself, its `logits`, or the first tensor of a tuple or mapping.
 
     Raises:
         ModelError: The output holds no tensor.
@@ -56,7 +57,9 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
             f"({inputs.dtype}): {first_line}"
         ) from error
     found = getattr(output, "logits", output)
-    if isinstance(found, (tuple, list)) and found:
+    if isinstance(found, Mapping):
+        found = next((value for value in found.values() if isinstance(value, Tensor)), found)
+    elif isinstance(found, (tuple, list)) and found:
         found = found[0]
     if not isinstance(found, Tensor):
         raise ModelError(f"the model returns {type(output).__name__}; a tensor is needed")
