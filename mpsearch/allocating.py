@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.budgets import Budget, format_amount, limit_of, parse_budgets
-from mpsearch.errors import InfeasibleError, MismatchError, UnknownNameError, UnsolvedError
+from mpsearch.budgets import Budget, limit_of, parse_budgets
+from mpsearch.errors import (
+    DependencyError,
+    DocumentError,
+    InputError,
+    MismatchError,
+    UnknownNameError,
+)
+from mpsearch.refusing import least_use, refuse, refuse_below_least
 from mpsearch.schemas import Allocation, BudgetUse, Costs, Frontier, FrontierPoint, Profile
-from mpsearch_solvers import Problem, Solution, solve
+from mpsearch_solvers import BackendError, MethodError, Problem, ProblemError, Solution, solve
 from mpsearch_solvers import frontier as solve_frontier
 
-__all__ = ["Monotone", "allocate", "as_costs", "as_profile", "check_match", "frontier"]
+__all__ = [
+    "Monotone",
+    "allocate",
+    "as_costs",
+    "as_profile",
+    "check_budgets",
+    "check_match",
+    "frontier",
+    "translated",
+]
 
 Monotone = Literal["keep", "clamp"]
+_ANSWERED = {"optimal", "feasible"}
 
 
 def allocate(
@@ -60,16 +78,17 @@ def allocate(
     budgets = parse_budgets(budget)
     limits = {b.resource: limit_of(b, costs, profile.offered) for b in budgets}
     problem = _problem(profile, costs, limits, monotone)
-    solution = solve(
-        problem,
-        method=method,
-        gap=gap,
-        time_limit=time_limit,
-        seed=seed,
-        progress=on_solver_progress,
-    )
-    if solution.status not in {"optimal", "feasible"}:
-        _refuse(solution, budgets, limits, profile, costs)
+    with translated():
+        solution = solve(
+            problem,
+            method=method,
+            gap=gap,
+            time_limit=time_limit,
+            seed=seed,
+            progress=on_solver_progress,
+        )
+    if solution.status not in _ANSWERED:
+        refuse(solution, budgets, limits, costs, profile.offered)
     return _allocation(profile, costs, budgets, limits, solution, monotone, seed)
 
 
@@ -78,7 +97,9 @@ def frontier(
     costs: Costs | str | Path,
     resource: str = "weight_memory",
     *,
+    budget: Mapping[str, str | float] | None = None,
     points: int | None = None,
+    unsupported: bool = False,
     monotone: Monotone = "keep",
 ) -> Frontier:
     """Trace the Pareto-optimal allocations between predicted loss and one resource.
@@ -87,7 +108,9 @@ def frontier(
         profile: Predicted losses, or the path of a saved profile.
         costs: Prices, or the path of saved costs.
         resource: The resource to trade loss against.
-        points: Also certify this many budgets between the supported points; None: supported only.
+        budget: Budgets of other resources, which hold at every point.
+        points: Thin the curve to about so many points; None: all supported points.
+        unsupported: Also find the points between supported ones, one solve each.
         monotone: As in `allocate`.
 
     Returns:
@@ -96,15 +119,20 @@ def frontier(
     Raises:
         UnknownNameError: The resource is not priced.
         MismatchError: Profile and costs are of different models or menus.
+        InfeasibleError: The budgets of other resources cannot be met.
     """
     profile, costs = as_profile(profile), as_costs(costs)
     check_match(profile, costs)
     if resource not in costs.values:
         raise UnknownNameError("resource", resource, costs.values)
-    problem = _problem(
-        profile, costs, {resource: math.fsum(costs.values[resource].max(1))}, monotone
-    )
-    solutions = solve_frontier(problem, resource, points=points)
+    budgets = [b for b in parse_budgets(budget) if b.resource != resource] if budget else []
+    limits = {b.resource: limit_of(b, costs, profile.offered) for b in budgets}
+    unlimited = {resource: math.fsum(costs.values[resource].max(axis=1))}
+    problem = _problem(profile, costs, unlimited | limits, monotone)
+    with translated():
+        solutions = list(solve_frontier(problem, resource, points, unsupported=unsupported))
+    if solutions and solutions[0].status not in _ANSWERED:
+        refuse(solutions[0], budgets, limits, costs, profile.offered)
     uniform = {}
     for column, option in enumerate(profile.options):
         if profile.offered[:, column].all():
@@ -122,6 +150,43 @@ def frontier(
         points=[_point(solution, resource) for solution in solutions],
         uniform=uniform,
     )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the solvers' errors into those that carry exit codes.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DocumentError: The problem is broken.
+        InputError: The method or one of its settings cannot be used here.
+        DependencyError: A solver is missing or failed.
+    """
+    try:
+        yield
+    except ProblemError as error:
+        raise DocumentError(str(error)) from error
+    except MethodError as error:
+        raise InputError(str(error)) from error
+    except BackendError as error:
+        raise DependencyError(str(error)) from error
+
+
+def check_budgets(budget: Mapping[str, str | float], costs: Costs) -> None:
+    """Refuse budgets that no scores could make feasible.
+
+    Args:
+        budget: As in `allocate`.
+        costs: Prices.
+
+    Raises:
+        InfeasibleError: A budget is below the least achievable use of its resource.
+    """
+    budgets = parse_budgets(budget)
+    limits = {b.resource: limit_of(b, costs) for b in budgets}
+    refuse_below_least(budgets, limits, costs)
 
 
 def as_profile(profile: Profile | str | Path) -> Profile:
@@ -236,14 +301,16 @@ def _allocation(
                 limit=limits[b.resource],
                 usage=usage[b.resource],
                 unit=costs.units[b.resource],
-                least=_least(profile, costs, b.resource),
+                least=least_use(costs, b.resource, profile.offered),
             )
             for b in budgets
         },
         costs=usage,
         units=costs.units,
         fixed=costs.fixed,
+        shadow_prices=dict(solution.shadow_prices),
         method=solution.method,
+        reason=solution.reason,
         solver=solution.solver,
         seconds=solution.seconds,
         estimator=profile.estimator,
@@ -253,61 +320,6 @@ def _allocation(
         model=profile.model or costs.model,
         warnings=profile.warnings,
     )
-
-
-def _least(profile: Profile, costs: Costs, resource: str) -> float:
-    table = np.where(profile.offered, costs.values[resource], np.inf)
-    return math.fsum(table.min(axis=1))
-
-
-def _refuse(
-    solution: Solution,
-    budgets: list[Budget],
-    limits: Mapping[str, float],
-    profile: Profile,
-    costs: Costs,
-) -> NoReturn:
-    """Say why there is no answer.
-
-    Raises:
-        UnsolvedError: The time limit ran out first.
-        InfeasibleError: There is none.
-    """
-    if solution.status != "infeasible":
-        raise UnsolvedError(
-            "the time limit ran out before any allocation within the budgets was found; "
-            "raise the time limit or a budget"
-        )
-
-    def amount(value: float, budget: Budget) -> str:
-        return format_amount(value, costs.units[budget.resource])
-
-    least = {b.resource: _least(profile, costs, b.resource) for b in budgets}
-    lines = [
-        f"budget {b.resource}={b.text} ({amount(limits[b.resource], b)}) is below the least "
-        f"achievable {amount(least[b.resource], b)} ({_cheapest(profile, costs, b.resource)}); "
-        "raise it or add a cheaper option"
-        for b in budgets
-        if limits[b.resource] < least[b.resource]
-    ]
-    if not lines:
-        given_others = solution.minimum_given_others or {}
-        clash = []
-        for b in budgets:
-            bare = given_others.get(b.resource)
-            least_there = "does not exist" if bare is None else f"is {amount(bare, b)}"
-            limit = amount(limits[b.resource], b)
-            clash.append(f"{b.resource}={b.text} ({limit}; least within the others {least_there})")
-        lines = ["no allocation meets these budgets together: " + ", ".join(clash)]
-    raise InfeasibleError("\n".join(lines), least)
-
-
-def _cheapest(profile: Profile, costs: Costs, resource: str) -> str:
-    table = np.where(profile.offered, costs.values[resource], np.inf)
-    columns = set(table.argmin(axis=1).tolist())
-    if len(columns) == 1:
-        return f"all groups at {profile.options[columns.pop()]}"
-    return "every group at its cheapest option"
 
 
 def _point(solution: Solution, resource: str) -> FrontierPoint:

@@ -110,9 +110,11 @@ def make_menu(layers: Sequence[str], options: Sequence[str], wishes: Wishes) -> 
         raise InputError("every layer is skipped: nothing is left to allocate")
     groups = _groups(rest, wishes.group)
     fixed = _fixed(rest, groups, wishes.fix or {})
-    columns = {option.key: option for option in (*offered, *fixed.values())}
+    columns = {option.key: option for option in offered}
+    for option in fixed.values():
+        columns.setdefault(option.key, option)
     everything = list(columns.values())
-    common = np.array([option.key in {o.key for o in offered} for option in everything])
+    common = np.arange(len(everything)) < len(offered)
     allowed = np.tile(common, (len(groups), 1))
     for row, name in enumerate(groups):
         if name in fixed:

@@ -5,36 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mpsearch.allocating import Monotone, allocate, as_costs, as_profile, check_match
+from mpsearch.allocating import (
+    Monotone,
+    allocate,
+    as_costs,
+    as_profile,
+    check_budgets,
+    check_match,
+)
 from mpsearch.budgets import parse_budgets
-from mpsearch.errors import DependencyError, InputError, MismatchError, ModelError
-from mpsearch.formats import Option
+from mpsearch.errors import DependencyError
 from mpsearch.hardware.resources import fixed_memory, known_resources, price_groups, resource
 from mpsearch.losses import Loss, LossFunction, as_loss
-from mpsearch.menu import Menu, Wishes, make_menu
+from mpsearch.menu import Wishes, make_menu
 from mpsearch.models.dataset import DataSet
-from mpsearch.models.fingerprint import model_fingerprint
+from mpsearch.models.fingerprint import check_model, record_of
 from mpsearch.models.layers import find_layers
-from mpsearch.models.registry import ModelLike, as_data, as_model, on_device
+from mpsearch.models.registry import ModelLike, NamedModel, as_data, as_model, on_device
 from mpsearch.progress import OnProgress, Progress, ignore_progress
 from mpsearch.quantize import Quantizer, calibrate
-from mpsearch.schemas import Allocation, Costs, DataRecord, ModelRecord, Profile, Verification
+from mpsearch.schemas import Allocation, Costs, DataRecord, Profile, Verification
+from mpsearch.scoring import low_bit_warning, refuse_ties, sum_over_groups
 from mpsearch.sensitivity import build
-from mpsearch.sensitivity.catalog import known as known_estimators
-from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
-from mpsearch.verification import measure_allocation
+from mpsearch.sensitivity.protocol import Estimator, ScoringTask
+from mpsearch.smallest import Goal, smallest_allocation
+from mpsearch.verification import AllocationRuns, measure_allocation
 
 __all__ = [
     "DEFAULT_OPTIONS",
     "Outcome",
-    "check_model",
     "price",
     "profile",
     "run_search",
@@ -86,11 +91,12 @@ def profile(
     started = time.perf_counter()
     scorer = build(estimator, settings) if isinstance(estimator, str) else estimator
     criterion = as_loss(loss)
-    name, module, dataset = _loaded(model, data, device)
-    on_progress(Progress("load", 1, 1, name))
+    named, dataset = _loaded(model, data, device)
+    module = named.module
+    on_progress(Progress("load", 1, 1, named.name))
     survey = find_layers(module, next(dataset.batches()))
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
-    _refuse_ties(scorer, menu.options)
+    refuse_ties(scorer, menu.options)
     layers = [layer for layer in survey.layers if layer.name not in menu.skipped]
     ranges = calibrate(module, [layer.name for layer in layers], dataset.batches())
     task = ScoringTask(
@@ -104,7 +110,7 @@ def profile(
         on_progress=on_progress,
     )
     scores = scorer.score(task)
-    loss_table, stderr = _by_group(scores, task, menu)
+    loss_table, stderr = sum_over_groups(scores, task, menu)
     return Profile(
         groups=list(menu.groups),
         options=menu.names,
@@ -119,9 +125,9 @@ def profile(
         loss_function=criterion.name,
         float_loss=scores.float_loss,
         seed=seed,
-        model=ModelRecord(name=name, fingerprint=model_fingerprint(module)),
+        model=record_of(named),
         data=DataRecord(name=dataset.name, fingerprint=dataset.fingerprint, inputs=len(dataset)),
-        warnings=[*survey.notes, *scores.warnings, *_low_bit_warning(scorer, menu.options)],
+        warnings=[*survey.notes, *scores.warnings, *low_bit_warning(scorer, menu.options)],
         seconds=time.perf_counter() - started,
     )
 
@@ -159,8 +165,8 @@ def price(
             f"no cost table for hardware {hardware!r}: this version prices only resources that "
             f"need no device ({', '.join(known_resources())})"
         )
-    name, module = as_model(model)
-    survey = find_layers(module, next(as_data(data).batches()))
+    named = as_model(model)
+    survey = find_layers(named.module, next(as_data(data).batches()))
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
     spent = [resource(each) for each in resources or known_resources()]
     priced = {entry.name: price_groups(entry, survey, menu) for entry in spent}
@@ -174,7 +180,7 @@ def price(
         fixed={"weight_memory": fixed_memory(survey, menu)},
         provenance={entry.name: entry.source for entry in spent},
         members=menu.members,
-        model=ModelRecord(name=name, fingerprint=model_fingerprint(module)),
+        model=record_of(named),
     )
 
 
@@ -208,17 +214,15 @@ def verify(
         MismatchError: Allocation, profile or costs belong to another model.
     """
     answer = allocation if isinstance(allocation, Allocation) else Allocation.load(allocation)
-    name, module, dataset = _loaded(model, data, device)
-    check_model(name, module, answer.model, "allocation")
+    named, dataset = _loaded(model, data, device)
+    check_model(named, answer.model, "allocation")
     rules = None
     if profile is not None and costs is not None:
         rules = as_profile(profile), as_costs(costs)
         check_match(*rules)
-        check_model(name, module, rules[0].model, "profile")
-    ranges = answer.activation_ranges or calibrate(module, list(answer.layers), dataset.batches())
-    return measure_allocation(
-        Quantizer(module, ranges), dataset, as_loss(loss), answer, rules, on_progress
-    )
+        check_model(named, rules[0].model, "profile")
+    run = AllocationRuns(_quantizer(named.module, answer, dataset), dataset, as_loss(loss))
+    return measure_allocation(run, answer, rules, on_progress)
 
 
 @dataclass(frozen=True)
@@ -274,6 +278,7 @@ def run_search(
     gap: float = 1e-6,
     time_limit: float | None = None,
     monotone: Monotone = "keep",
+    goal: Goal | None = None,
     verified: bool = True,
     seed: int = 0,
     device: str | None = None,
@@ -297,6 +302,7 @@ def run_search(
         gap: As in `allocate`.
         time_limit: As in `allocate`.
         monotone: As in `allocate`.
+        goal: Find the least use of a resource within a measured drop, instead of the least loss.
         verified: Whether to run the answer on the model.
         seed: Seed of everything random.
         device: As in `profile`.
@@ -306,12 +312,19 @@ def run_search(
     Returns:
         Profile, costs and allocation.
     """
-    budgets = {b.resource: b.text for b in parse_budgets(budget)}
-    name, module, dataset = _loaded(model, data, device)
-    check_model(name, module, known_profile.model if known_profile else None, "profile")
-    check_model(name, module, known_costs.model if known_costs else None, "cost table")
+    if budget or goal is None:
+        parse_budgets(budget)
+    named, dataset = _loaded(model, data, device)
+    check_model(named, known_profile.model if known_profile else None, "profile")
+    check_model(named, known_costs.model if known_costs else None, "cost table")
+    # Prices first: they are cheap, and a budget that cannot be met is better known before scoring.
+    costs = known_costs or price(
+        named, dataset, options, hardware, wishes=wishes, on_progress=on_progress
+    )
+    if budget:
+        check_budgets(budget, costs)
     scores = known_profile or profile(
-        module,
+        named,
         dataset,
         options,
         estimator,
@@ -321,96 +334,41 @@ def run_search(
         on_progress=on_progress,
         **settings,
     )
-    costs = known_costs or price(
-        module, dataset, options, hardware, wishes=wishes, on_progress=on_progress
-    )
-    answer = allocate(
+    solved = partial(
+        allocate,
         scores,
         costs,
-        budgets,
         method=method,
         gap=gap,
         time_limit=time_limit,
         seed=seed,
         monotone=monotone,
     )
+    run = AllocationRuns(_quantizer(named.module, scores, dataset), dataset, as_loss(loss))
+    if goal is None:
+        answer = solved(budget)
+    else:
+        answer = smallest_allocation(goal, scores, costs, budget, solved, run, on_progress)
     on_progress(Progress("solve", 1, 1, answer.status))
     if verified:
-        found = verify(
-            module, dataset, answer, profile=scores, costs=costs, loss=loss, on_progress=on_progress
-        )
+        found = measure_allocation(run, answer, (scores, costs), on_progress)
         answer = answer.model_copy(update={"verification": found})
     return Outcome(scores, costs, answer)
 
 
-def _loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[str, nn.Module, DataSet]:
+def _quantizer(module: nn.Module, answer: Profile | Allocation, data: DataSet) -> Quantizer:
+    """Use the ranges that were calibrated before, or calibrate now."""
+    if answer.activation_ranges:
+        return Quantizer(module, answer.activation_ranges)
+    names = [layer.name for layer in find_layers(module, next(data.batches())).layers]
+    return Quantizer(module, calibrate(module, names, data.batches()))
+
+
+def _loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedModel, DataSet]:
     """Load model and data, both onto the same device."""
-    name, module = as_model(model)
+    named = as_model(model)
     dataset = as_data(data)
     if device is not None:
-        module = on_device(module, device)
-    first = next(module.parameters(), None)
-    return name, module, dataset.to(first.device if first is not None else "cpu")
-
-
-def check_model(name: str, module: nn.Module, record: ModelRecord | None, what: str) -> None:
-    """Refuse something that was made for another model.
-
-    Args:
-        name: Name of the model at hand.
-        module: The model at hand.
-        record: Which model `what` was made for; None when it belongs to none.
-        what: What is being checked, for the message.
-
-    Raises:
-        MismatchError: The fingerprints differ.
-    """
-    if record is None:
-        return
-    found = model_fingerprint(module)
-    if record.fingerprint != found:
-        raise MismatchError(
-            f"the {what} belongs to another model: it was made for {record.name} "
-            f"({record.fingerprint[:12]}), this is {name} ({found[:12]})"
-        )
-
-
-def _refuse_ties(scorer: Estimator, menu: Sequence[Option]) -> None:
-    """Refuse options that differ only where the estimator does not look."""
-    if scorer.scores_activations:
-        return
-    kinds = {option.activation for option in menu if not option.weight.is_float}
-    if len(kinds) > 1:
-        able = ", ".join(entry.name for entry in known_estimators() if entry.scores_activations)
-        raise InputError(
-            f"{scorer.name} scores weights only, and the options differ in the activation format "
-            f"({', '.join(sorted(kind.name for kind in kinds))}): the cheaper would always win. "
-            f"Offer one activation format, or use an estimator that scores activations: {able}"
-        )
-
-
-def _low_bit_warning(scorer: Estimator, menu: Sequence[Option]) -> list[str]:
-    low = [o.name for o in menu if o.weight.bits < 3]
-    if not low or scorer.name.startswith("measured"):
-        return []
-    return [
-        f"{', '.join(low)}: below 3 bits a Taylor score such as {scorer.name} loses its meaning; "
-        "measured_loss is safer"
-    ]
-
-
-def _by_group(
-    scores: Scores, task: ScoringTask, menu: Menu
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Add up the scores of the layers of each group; standard errors add in quadrature."""
-    rows = {layer.name: row for row, layer in enumerate(task.layers)}
-    broken = ~np.isfinite(scores.loss + scores.stderr)
-    if broken.any():
-        row, column = np.argwhere(broken)[0]
-        raise ModelError(
-            f"the score of {task.layers[row].name} at {task.options[column].name} is not finite"
-        )
-    members = [[rows[layer] for layer in layers] for layers in menu.groups.values()]
-    loss = np.array([scores.loss[rows].sum(axis=0) for rows in members])
-    stderr = np.array([np.sqrt((scores.stderr[rows] ** 2).sum(axis=0)) for rows in members])
-    return loss, stderr
+        named = NamedModel(named.name, on_device(named.module, device))
+    first = next(named.module.parameters(), None)
+    return named, dataset.to(first.device if first is not None else "cpu")

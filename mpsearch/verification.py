@@ -24,32 +24,45 @@ from mpsearch.schemas import (
     Verification,
 )
 
-__all__ = ["measure_allocation"]
+__all__ = ["AllocationRuns", "measure_allocation"]
 
 
-class _Measured:
+class AllocationRuns:
     """Measures allocations on the verification data; each distinct one is run once."""
 
     def __init__(self, quantizer: Quantizer, data: DataSet, loss: Loss) -> None:
+        """Start with nothing measured.
+
+        Args:
+            quantizer: Holds the float model and its calibrated ranges.
+            data: Data; its held-out part is used where there is one.
+            loss: Loss and metric.
+        """
+        self.data = data
+        self.loss = loss
         self._quantizer = quantizer
-        self._data = data
-        self._loss = loss
         self._known: dict[tuple[tuple[str, str], ...], Measurement] = {}
 
     def __call__(self, layers: Mapping[str, str]) -> Measurement:
+        """Measure one allocation.
+
+        Args:
+            layers: Layer -> option; layers that are not named stay in float.
+
+        Returns:
+            Loss and metric.
+        """
         key = tuple(sorted(layers.items()))
         if key not in self._known:
             choice = {layer: parse_option(option) for layer, option in layers.items()}
             with self._quantizer.options(choice) as changed:
-                batches = self._data.verification_batches()
-                self._known[key] = measure(changed, batches, self._loss)
+                batches = self.data.verification_batches()
+                self._known[key] = measure(changed, batches, self.loss)
         return self._known[key]
 
 
 def measure_allocation(
-    quantizer: Quantizer,
-    data: DataSet,
-    loss: Loss,
+    run: AllocationRuns,
     allocation: Allocation,
     rules: tuple[Profile, Costs] | None,
     on_progress: OnProgress,
@@ -57,9 +70,7 @@ def measure_allocation(
     """Measure an allocation, the float model, and the baselines within the same budgets.
 
     Args:
-        quantizer: Holds the float model and its calibrated ranges.
-        data: Data; its held-out part is used where there is one.
-        loss: Loss and metric.
+        run: Measures allocations on the model.
         allocation: What to verify.
         rules: Profile and costs to derive baselines from; None: no baselines.
         on_progress: Called after every measurement.
@@ -68,7 +79,6 @@ def measure_allocation(
         What was measured.
     """
     started = time.perf_counter()
-    run = _Measured(quantizer, data, loss)
     proposals: list[Rule] = []
     if rules is not None and allocation.budgets:
         limits = {resource: use.limit for resource, use in allocation.budgets.items()}
@@ -88,12 +98,13 @@ def measure_allocation(
             done += 1
             on_progress(Progress("verify", done, total, rule.name))
         baselines.append(_summary(rule, results))
+    data = run.data
     shown = data.held_out_inputs if data.held_out_inputs is not None else data.inputs
     return Verification(
         data=DataRecord(name=data.name, fingerprint=data.fingerprint, inputs=len(shown)),
         held_out=data.verifies_on_held_out,
-        loss_function=loss.name,
-        metric_name=loss.metric_name,
+        loss_function=run.loss.name,
+        metric_name=run.loss.metric_name,
         float_model=reference,
         allocation=found,
         baselines=baselines,

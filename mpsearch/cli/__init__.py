@@ -6,6 +6,6 @@ import os
 # takes 3 s on two idle cores took minutes on two shared ones. Read by OpenMP when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from mpsearch.cli.app import main  # noqa: E402
+from mpsearch.cli.app import main
 
 __all__ = ["main"]

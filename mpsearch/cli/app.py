@@ -14,7 +14,6 @@ from mpsearch.cli.search import search_command
 from mpsearch.cli.solve import solve_command
 from mpsearch.cli.stages import frontier_command, price_command, profile_command, verify_command
 from mpsearch.errors import MpsearchError
-from mpsearch_solvers.errors import ProblemError
 
 __all__ = ["app", "main"]
 
@@ -59,6 +58,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MpsearchError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
-    except ProblemError as error:
-        print_error(str(error))
-        sys.exit(2)

@@ -37,9 +37,14 @@ __all__ = [
     "settings_of",
 ]
 
-ModelArgument = Annotated[str, typer.Argument(help="Model, such as digits-resnet.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Model: digits-resnet, or package.module:factory (your own code).")
+]
 DataOption = Annotated[
-    str, typer.Option("--data", "-d", help="Data set, such as digits.", show_default=False)
+    str,
+    typer.Option(
+        "--data", "-d", help="Data set: digits, or package.module:factory.", show_default=False
+    ),
 ]
 OptionsOption = Annotated[
     str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from mpsearch.report.tables import allocation_report
 from mpsearch.schemas import Allocation, Costs, Profile
 from mpsearch.schemas.document import write_atomically
 
+if TYPE_CHECKING:
+    from mpsearch.smallest import Goal
+
 __all__ = ["search_command"]
 
 DEFAULT_MENU = "w2a8,w3a8,w4a8,w6a8,w8a8"
@@ -25,10 +28,14 @@ DEFAULT_MENU = "w2a8,w3a8,w4a8,w6a8,w8a8"
 def search_command(
     model: Annotated[
         str | None,
-        typer.Argument(help="Model, such as digits-resnet; not needed with --profile and --costs."),
+        typer.Argument(
+            help="Model: digits-resnet, or package.module:factory (your own code). Not needed with "
+            "--profile and --costs."
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Data set, such as digits.")
+        str | None,
+        typer.Option("--data", "-d", help="Data set: digits, or package.module:factory."),
     ] = None,
     options: args.OptionsOption = DEFAULT_MENU,
     budget: args.BudgetsOption = [],  # noqa: B006 - typer reads the default, nothing changes it
@@ -44,6 +51,17 @@ def search_command(
     solver: args.MethodOption = "auto",
     gap: args.GapOption = 1e-6,
     time_limit: args.TimeLimitOption = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(
+            "--goal",
+            help="min:RESOURCE with --max-drop: the least use of it, instead of the least loss.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", help="Largest measured drop of the metric: 0.01 is one point."),
+    ] = None,
     clamp: Annotated[
         bool, typer.Option("--clamp", help="Make predicted losses monotone in cost first.")
     ] = False,
@@ -67,6 +85,7 @@ def search_command(
         mpsearch search --profile out/profile.json --costs out/costs.json --budget bops=3%
     """
     budgets = args.budgets_of(budget)
+    target = _goal(goal, max_drop)
     _check_folder(out)
     known_profile = as_profile(profile) if profile else None
     known_costs = as_costs(costs) if costs else None
@@ -74,6 +93,8 @@ def search_command(
     if model is None:
         if known_profile is None or known_costs is None:
             raise InputError("give a MODEL with --data, or both --profile and --costs")
+        if target is not None:
+            raise InputError("--goal measures allocations, so it needs a MODEL with --data")
         answer = allocate(
             known_profile,
             known_costs,
@@ -105,6 +126,7 @@ def search_command(
                 gap=gap,
                 time_limit=time_limit,
                 monotone=monotone,
+                goal=target,
                 verified=not no_verify,
                 seed=seed,
                 device=device,
@@ -118,6 +140,16 @@ def search_command(
         _write(out, answer, known_profile, known_costs)
     if as_json:
         print_document(answer)
+
+
+def _goal(goal: str | None, max_drop: float | None) -> Goal | None:
+    if goal is None:
+        if max_drop is not None:
+            raise InputError("--max-drop belongs to --goal min:RESOURCE")
+        return None
+    from mpsearch.smallest import Goal
+
+    return Goal.parse(goal, max_drop)
 
 
 def _check_folder(out: Path | None) -> None:

@@ -102,10 +102,12 @@ def frontier_command(
     ] = "weight_memory",
     points: Annotated[
         int | None,
-        typer.Option(
-            "--points", help="Certify so many budgets in all, those between supported points too."
-        ),
+        typer.Option("--points", help="Thin the curve to about so many points."),
     ] = None,
+    unsupported: Annotated[
+        bool,
+        typer.Option("--unsupported", help="Also find the points between supported ones."),
+    ] = False,
     out: args.OutOption = None,
     png: Annotated[Path | None, typer.Option("--png", help="Draw it here.")] = None,
     as_json: args.JsonOption = False,
@@ -114,7 +116,9 @@ def frontier_command(
 
     mpsearch frontier --profile out/profile.json --costs out/costs.json --png frontier.png
     """
-    curve = frontier(as_profile(profile), as_costs(costs), resource, points=points)
+    curve = frontier(
+        as_profile(profile), as_costs(costs), resource, points=points, unsupported=unsupported
+    )
     show(frontier_table(curve))
     if png is not None:
         from mpsearch.report.plots import frontier_png

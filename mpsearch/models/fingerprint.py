@@ -7,7 +7,11 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-__all__ = ["model_fingerprint", "tensor_bytes"]
+from mpsearch.errors import MismatchError
+from mpsearch.models.named import NamedModel
+from mpsearch.schemas import ModelRecord
+
+__all__ = ["check_model", "model_fingerprint", "record_of", "tensor_bytes"]
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
@@ -38,3 +42,36 @@ def model_fingerprint(model: nn.Module) -> str:
             digest.update(f"{name}:{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def record_of(named: NamedModel) -> ModelRecord:
+    """Say which model something was made for.
+
+    Args:
+        named: The model.
+
+    Returns:
+        Its name and the hash of its state.
+    """
+    return ModelRecord(name=named.name, fingerprint=model_fingerprint(named.module))
+
+
+def check_model(named: NamedModel, record: ModelRecord | None, what: str) -> None:
+    """Refuse something that was made for another model.
+
+    Args:
+        named: The model at hand.
+        record: Which model `what` was made for; None when it belongs to none.
+        what: What is being checked, for the message.
+
+    Raises:
+        MismatchError: The fingerprints differ.
+    """
+    if record is None:
+        return
+    found = record_of(named)
+    if record.fingerprint != found.fingerprint:
+        raise MismatchError(
+            f"the {what} belongs to another model: it was made for {record.name} "
+            f"({record.fingerprint[:12]}), this is {found.name} ({found.fingerprint[:12]})"
+        )

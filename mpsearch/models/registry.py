@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import DataError, DependencyError, ModelError, UnknownNameError
+from mpsearch.errors import DataError, DependencyError, InputError, ModelError, UnknownNameError
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.digits import digits, digits_resnet
+from mpsearch.models.named import NamedModel
 
-__all__ = ["ModelLike", "as_data", "as_model", "known_data", "known_models", "on_device"]
+__all__ = [
+    "ModelLike",
+    "NamedModel",
+    "as_data",
+    "as_model",
+    "known_data",
+    "known_models",
+    "on_device",
+]
 
-ModelLike = str | nn.Module
+ModelLike = str | nn.Module | NamedModel
 
 _MODELS: dict[str, Callable[[], nn.Module]] = {"digits-resnet": digits_resnet}
 _DATA: dict[str, Callable[[], DataSet]] = {"digits": digits}
+
+
+_FACTORY_HINT = "package.module:factory calls a function of yours"
 
 
 def known_models() -> list[str]:
@@ -39,26 +53,35 @@ def known_data() -> list[str]:
     return sorted(_DATA)
 
 
-def as_model(model: ModelLike) -> tuple[str, nn.Module]:
+def as_model(model: ModelLike) -> NamedModel:
     """Turn what the caller gave into a model and a name to report.
 
     Args:
-        model: A spec such as `digits-resnet`, or a live module.
+        model: A spec: `digits-resnet`, or `package.module:factory`, which runs the user's own
+            code; a live module; or one with a name.
 
     Returns:
-        The name and the module; a live module is passed through, not copied.
+        The model; a live module is passed through, not copied, and is called by its class.
 
     Raises:
         UnknownNameError: No bundled model has this name.
         ModelError: Not a module.
+        InputError: The factory cannot be imported.
     """
     if isinstance(model, str):
-        if model not in _MODELS:
-            raise UnknownNameError("model", model, _MODELS)
-        return model, _MODELS[model]()
+        if model in _MODELS:
+            return NamedModel(model, _MODELS[model]())
+        if ":" not in model:
+            raise UnknownNameError("model", model, _MODELS, hint=_FACTORY_HINT)
+        made = _from_factory(model)
+        if not isinstance(made, nn.Module):
+            raise ModelError(f"{model} made a {type(made).__name__}, not a torch.nn.Module")
+        return NamedModel(model, made)
+    if isinstance(model, NamedModel):
+        return model
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model is a torch.nn.Module or a name, not {type(model).__name__}")
-    return type(model).__name__, model
+    return NamedModel(type(model).__name__, model)
 
 
 def on_device(model: nn.Module, device: str) -> nn.Module:
@@ -89,8 +112,9 @@ def as_data(data: str | DataSet | Tensor | Iterable[Any]) -> DataSet:
     """Turn what the caller gave into a data set.
 
     Args:
-        data: A spec such as `digits`; a DataSet; inputs; `(inputs, targets)`; or an iterable of
-            such batches, a DataLoader for example, which is read once into memory.
+        data: A spec: `digits`, or `package.module:factory`; a DataSet; inputs;
+            `(inputs, targets)`; or an iterable of such batches, a DataLoader for example, which
+            is read once into memory.
 
     Returns:
         The data set.
@@ -102,14 +126,34 @@ def as_data(data: str | DataSet | Tensor | Iterable[Any]) -> DataSet:
     if isinstance(data, DataSet):
         return data
     if isinstance(data, str):
-        if data not in _DATA:
-            raise UnknownNameError("data set", data, _DATA)
-        return _DATA[data]()
+        if data in _DATA:
+            return _DATA[data]()
+        if ":" not in data:
+            raise UnknownNameError("data set", data, _DATA, hint=_FACTORY_HINT)
+        made = _from_factory(data)
+        if isinstance(made, str):
+            raise DataError(f"{data} made text, not data")
+        return as_data(made)
     if isinstance(data, Tensor):
         return DataSet("inputs", data)
     if _is_batch(data):
         return DataSet("inputs", data[0], data[1])
     return _gathered(data)
+
+
+def _from_factory(spec: str) -> Any:  # noqa: ANN401
+    """Import and call `package.module:factory`; this runs the user's own code."""
+    path, _, name = spec.partition(":")
+    # Like `python -m`: the user's code is found from the folder they stand in.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot import {name!r} from {path!r} for {spec!r}: {error}") from error
+    if not callable(factory):
+        raise InputError(f"{spec} is a {type(factory).__name__}, not a function that makes one")
+    return factory()
 
 
 def _is_batch(data: object) -> TypeGuard[tuple[Tensor, Tensor | None]]:

@@ -75,11 +75,18 @@ class Allocation(Document):
     bound: float | None = Field(description="proven lower bound of the goal; null if none")
     gap: float | None = Field(description="(objective - bound) / max(|objective|, |bound|)")
     predicted_loss: float
+    max_drop: float | None = Field(
+        default=None, description="largest measured drop of the metric that was asked for"
+    )
     budgets: dict[str, BudgetUse] = Field(default_factory=dict)
     costs: dict[str, float] = Field(default_factory=dict, description="use of every resource")
     units: dict[str, str] = Field(default_factory=dict)
     fixed: dict[str, float] = Field(default_factory=dict)
+    shadow_prices: dict[str, float] = Field(
+        default_factory=dict, description="loss saved per unit of budget, at the bound"
+    )
     method: str
+    reason: str = Field(default="", description="why this method was chosen")
     solver: str
     seconds: float
     estimator: str
