@@ -152,10 +152,11 @@ register(
 register(
     EstimatorInfo(
         name="hessian_trace",
-        summary="Mean Hessian trace of a layer times its squared weight quantization error",
+        summary="Mean Hessian trace in a layer's weight and input times the squared quantization "
+        "error there",
         passes="1 gradient graph + K Hessian-vector products over the data, all layers at once",
         source="HAWQ-V2, Dong et al. 2020, arXiv 1911.03852; Hutchinson 1990",
-        scores_activations=False,
+        scores_activations=True,
         implementation="mpsearch.sensitivity.hessian:HessianTrace",
     )
 )

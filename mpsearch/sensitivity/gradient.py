@@ -18,6 +18,7 @@ from mpsearch.models.layers import Layer, evaluation_mode, forward
 from mpsearch.progress import Progress
 from mpsearch.quantize import layer_module, weight_deviation
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
+from mpsearch.sensitivity.taps import own_use
 
 __all__ = ["GradientDeviation", "differentiated", "layer_weights"]
 
@@ -105,13 +106,10 @@ def _watch_input(
     quantize = {fmt: task.quantizer.activation(layer, fmt) for fmt in task.activation_formats}
 
     def before_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not quantize:
+        if not quantize or not inputs[0].is_floating_point():
             return None
-        watched = inputs[0]
-        if not watched.requires_grad:
-            # Nothing before this layer is differentiated, so autograd would not come this far
-            # back: the input becomes a leaf that is differentiated in for its own sake.
-            watched = inputs[0].detach().requires_grad_()
+        watched = own_use(inputs[0])
+        if watched.is_leaf:
             leaves.append(watched)
         values = watched.detach()
 

@@ -4,49 +4,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mpsearch.errors import ModelError
-from mpsearch.models.layers import evaluation_mode, forward
-from mpsearch.progress import Progress
-from mpsearch.quantize import weight_deviation
-from mpsearch.sensitivity.gradient import differentiated, layer_weights
+from mpsearch.sensitivity.hessian_products import ProbeRound, pyhessian_round, taped_round
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
+from mpsearch.sensitivity.ranking import unsettled_share
+from mpsearch.sensitivity.second_order import squared_errors
 
-__all__ = ["HessianTrace", "hessian_vector_products"]
+__all__ = ["HessianTrace"]
+
+ROUND = 8
+"""Probes between two looks at the ranking when their number is adaptive."""
 
 
 class HessianTrace(Estimator):
-    """mean-trace(H_i) * ||Q(W_i) - W_i||^2 with mean-trace = Tr(H_i) / n_i.
+    """Tr(H_W)/n_W * ||Q(W) - W||² + Tr(H_A)/n_A * ||Q(A) - A||² for every layer.
 
-    The trace is Hutchinson's estimate: E[z_i . (Hz)_i] = Tr(H_i) for z with independent +1 and -1
-    entries over all layers together, so that one Hessian-vector product serves every layer; the
-    cross-layer terms have mean zero and only add variance, which the standard error includes.
+    The traces are Hutchinson's estimates: E[z_i . (Hz)_i] = Tr(H_i) for z with independent +1 and
+    -1 entries over all layers together, so that one Hessian-vector product serves every layer,
+    weights and activations alike. The cross terms between layers have mean zero; they add variance,
+    which the standard error includes. H_A is the Hessian of one input's own loss in the layer's
+    input, averaged over the data, and only computed when activations are quantized.
+
+    With `probes="auto"` rounds of 8 probes are added until the expected share of layer pairs in the
+    wrong order is at most `settled`. Such a stopped standard error is slightly optimistic.
 
     Source: HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852); Hutchinson, "A stochastic estimator of the
     trace of the influence matrix", 1990.
     """
 
     name: ClassVar[str] = "hessian_trace"
-    scores_activations: ClassVar[bool] = False
+    scores_activations: ClassVar[bool] = True
 
-    def __init__(self, probes: int = 32) -> None:
-        """Choose the number of probes.
+    def __init__(
+        self,
+        probes: int | Literal["auto"] = 32,
+        settled: float = 0.02,
+        most_probes: int = 256,
+        engine: Literal["mpsearch", "pyhessian"] = "mpsearch",
+    ) -> None:
+        """Choose the number of probes and who multiplies.
 
         Args:
-            probes: Random vectors, at least 2 so that a standard error exists.
+            probes: Random vectors, at least 2 so that a standard error exists, or `auto`.
+            settled: Share of layer pairs in the wrong order at which `auto` stops.
+            most_probes: Where `auto` stops in any case.
+            engine: `pyhessian` multiplies by PyHessian's `dataloader_hv_product`, slower and for
+                weights only; the reference.
 
         Raises:
-            ValueError: Fewer than 2 probes.
+            ValueError: Fewer than 2 probes, or an unknown engine.
         """
-        if probes < 2:
-            raise ValueError(f"probes must be at least 2, not {probes}")
+        if probes != "auto" and (not isinstance(probes, int) or probes < 2):
+            raise ValueError(f"probes must be at least 2 or 'auto', not {probes!r}")
+        if most_probes < 2:
+            raise ValueError(f"most_probes must be at least 2, not {most_probes}")
+        if engine not in {"mpsearch", "pyhessian"}:
+            raise ValueError(f"engine is 'mpsearch' or 'pyhessian', not {engine!r}")
         self._probes = probes
+        self._settled = settled
+        self._most = most_probes
+        self._engine = engine
 
     def score(self, task: ScoringTask) -> Scores:
         """Score every layer at every option; see the class.
@@ -56,103 +78,80 @@ class HessianTrace(Estimator):
 
         Returns:
             Scores with standard errors over the probes; `statistics` holds `hessian_trace` and
-            `hessian_trace_stderr` of every layer.
+            `hessian_trace_stderr` of every layer, and the same of its activations.
         """
-        samples, float_loss = self._samples(task)
-        trace = samples.mean(axis=0)
-        stderr = samples.std(axis=0, ddof=1) / math.sqrt(self._probes)
-        score: NDArray[np.float64] = np.zeros((len(task.layers), len(task.options)))
-        error = np.zeros_like(score)
-        for row, layer in enumerate(task.layers):
-            for column, option in enumerate(task.options):
-                if option.weight.is_float:
-                    continue
-                deviation = weight_deviation(task.quantizer, layer, option.weight)
-                moved = float(deviation.double().square().sum()) / layer.weights
-                score[row, column] = trace[row] * moved
-                error[row, column] = stderr[row] * moved
+        rounds: list[ProbeRound] = []
+        each: NDArray[np.float64] = np.zeros((0, len(task.layers), len(task.options)))
+        moved = squared_errors(task)
+        for first, count in self._rounds():
+            rounds.append(self._round(task, first, count))
+            each = np.concatenate([each, _scores_of_probes(task, rounds[-1], moved)])
+            if self._probes == "auto" and unsettled_share(*_summary(each)) <= self._settled:
+                break
+        score, stderr = _summary(each)
+        weights = np.concatenate([r.weights for r in rounds])
+        trace, error = _summary(weights)
         names = [layer.name for layer in task.layers]
+        statistics = _named(names, "hessian_trace", trace, error)
+        if task.activation_formats:
+            inputs = np.concatenate([r.activations for r in rounds])
+            statistics |= _named(names, "activation_hessian_trace", *_summary(inputs))
+        statistics["probes"] = dict.fromkeys(names, float(len(each)))
         return Scores(
             score,
-            error,
-            statistics={
-                "hessian_trace": dict(zip(names, trace.tolist(), strict=True)),
-                "hessian_trace_stderr": dict(zip(names, stderr.tolist(), strict=True)),
-            },
-            warnings=_negative_traces(names, trace, stderr),
-            float_loss=float_loss,
+            stderr,
+            statistics=statistics,
+            warnings=_negative_traces(names, trace, error),
+            float_loss=rounds[0].float_loss,
         )
 
-    def _samples(self, task: ScoringTask) -> tuple[NDArray[np.float64], float]:
-        """Sample z_i . (Hz)_i for every probe and layer over the whole data."""
-        weights = layer_weights(task.model, task.layers)
-        samples = np.zeros((self._probes, len(weights)))
-        probes = list(_rademacher(weights, self._probes, task.seed))
-        total = self._probes * math.ceil(len(task.data) / task.data.batch_size)
-        done, losses = 0, []
-        with differentiated(weights), evaluation_mode(task.model):
-            for inputs, target in task.data.batches():
-                share = len(inputs) / len(task.data)
-                loss = share * task.loss(forward(task.model, inputs), target)
-                losses.append(float(loss.detach()))
-                products = hessian_vector_products(loss, weights, probes)
-                for row, (probe, product) in enumerate(zip(probes, products, strict=True)):
-                    samples[row] += [
-                        float((z * hz).sum(dtype=torch.float64))
-                        for z, hz in zip(probe, product, strict=True)
-                    ]
-                    done += 1
-                    task.on_progress(Progress("profile", done, total, "Hessian-vector products"))
-        float_loss = math.fsum(losses)
-        if not math.isfinite(float_loss) or not np.isfinite(samples).all():
+    def _rounds(self) -> Iterator[tuple[int, int]]:
+        """List the number of the first probe and the number of probes of every round."""
+        if isinstance(self._probes, int):
+            yield 0, self._probes
+            return
+        for first in range(0, self._most, ROUND):
+            yield first, min(ROUND, self._most - first)
+
+    def _round(self, task: ScoringTask, first: int, count: int) -> ProbeRound:
+        numbers = range(first, first + count)
+        multiply = taped_round if self._engine == "mpsearch" else pyhessian_round
+        found = multiply(task, numbers)
+        finite = np.isfinite(found.weights).all() and np.isfinite(found.activations).all()
+        if not (finite and math.isfinite(found.float_loss)):
             raise ModelError(f"{task.loss.name} or its Hessian is not finite on this data")
-        return samples, float_loss
+        return found
 
 
-def hessian_vector_products(
-    loss: Tensor, weights: list[Tensor], vectors: list[list[Tensor]]
-) -> Iterator[list[Tensor]]:
-    """Multiply the Hessian of a loss with vectors, over one retained graph.
-
-    Args:
-        loss: A scalar with a graph.
-        weights: Tensors that the Hessian is taken in, jointly.
-        vectors: Vectors, each a list of tensors shaped like the weights.
-
-    Yields:
-        H·v for each vector, as a list shaped like the weights; zeros where the gradient does not
-        depend on a weight.
-    """
-    gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-    curved = [
-        (gradient, index)
-        for index, gradient in enumerate(gradients)
-        if gradient is not None and gradient.requires_grad
-    ]
-    for number, vector in enumerate(vectors):
-        if not curved:
-            yield [torch.zeros_like(weight) for weight in weights]
-            continue
-        products = torch.autograd.grad(
-            [gradient for gradient, _ in curved],
-            weights,
-            grad_outputs=[vector[index] for _, index in curved],
-            retain_graph=number < len(vectors) - 1,
-            allow_unused=True,
-        )
-        yield [
-            torch.zeros_like(weight) if product is None else product
-            for weight, product in zip(weights, products, strict=True)
-        ]
+def _scores_of_probes(
+    task: ScoringTask, found: ProbeRound, moved: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Turn traces of single probes into scores of single probes: probes x layers x options."""
+    sizes = np.array([layer.weights for layer in task.layers], dtype=np.float64)
+    scores = (found.weights / sizes)[:, :, None] * moved
+    for column, option in enumerate(task.options):
+        if not option.activation.is_float:
+            for row, layer in enumerate(task.layers):
+                mean_trace = found.activations[:, row] / max(1, found.input_sizes[row])
+                scores[:, row, column] += (
+                    mean_trace * found.input_errors[layer.name, option.activation]
+                )
+    return scores
 
 
-def _rademacher(weights: list[Tensor], count: int, seed: int) -> Iterator[list[Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        yield [
-            (torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1).to(weight)
-            for weight in weights
-        ]
+def _summary(samples: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    mean: NDArray[np.float64] = samples.mean(axis=0)
+    stderr: NDArray[np.float64] = samples.std(axis=0, ddof=1) / math.sqrt(len(samples))
+    return mean, stderr
+
+
+def _named(
+    names: list[str], what: str, trace: NDArray[np.float64], stderr: NDArray[np.float64]
+) -> dict[str, dict[str, float]]:
+    return {
+        what: dict(zip(names, trace.tolist(), strict=True)),
+        f"{what}_stderr": dict(zip(names, stderr.tolist(), strict=True)),
+    }
 
 
 def _negative_traces(

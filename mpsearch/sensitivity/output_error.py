@@ -221,9 +221,7 @@ def _run(module: nn.Module, inputs: Tensor, tensors: Mapping[str, Tensor | None]
 def _dead(task: ScoringTask, samples: NDArray[np.float64]) -> tuple[str, ...]:
     quantized = [column for column, option in enumerate(task.options) if not option.is_float]
     names = [
-        layer.name
-        for row, layer in enumerate(task.layers)
-        if not samples[:, row, quantized].any()
+        layer.name for row, layer in enumerate(task.layers) if not samples[:, row, quantized].any()
     ]
     if not quantized or not names:
         return ()

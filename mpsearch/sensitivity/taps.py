@@ -14,7 +14,7 @@ from mpsearch.errors import ModelError
 from mpsearch.models.layers import Layer
 from mpsearch.quantize import layer_module
 
-__all__ = ["Call", "Taps", "frozen", "substituted", "tapped"]
+__all__ = ["Call", "Taps", "frozen", "own_use", "substituted", "tapped"]
 
 
 @dataclass
@@ -125,7 +125,9 @@ def tapped(
     def before(_: nn.Module, inputs: tuple[Any, ...], name: str) -> tuple[Any, ...] | None:
         if on_input is None or not inputs[0].is_floating_point():
             return None
-        watched = taps._watched(inputs[0])
+        watched = own_use(inputs[0])
+        if watched.is_leaf:
+            taps.leaves.append(watched)
         kept = watched.detach()
         call = Call(name, taps.calls(name), kept, kept._version)
         watched.register_hook(lambda gradient: on_input(call, gradient))  # type: ignore[no-untyped-call]
@@ -152,6 +154,24 @@ def tapped(
 
 def _named(hook: Callable[..., Any], name: str) -> Callable[..., Any]:
     return lambda *arguments: hook(*arguments, name)
+
+
+def own_use(tensor: Tensor) -> Tensor:
+    """Make a node of the graph for one use of a tensor, so that its gradient is of that use alone.
+
+    A tensor that several layers read (a residual block's input) has one gradient, the sum over all
+    of them.
+
+    Args:
+        tensor: A layer's input.
+
+    Returns:
+        The same values. Where nothing before the layer is differentiated autograd would not come
+        this far back: the result is a leaf then, to be differentiated in for its own sake.
+    """
+    if tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
 
 
 @contextmanager

@@ -102,3 +102,29 @@ def test_the_catalog_loads_without_torch():
 def test_an_unknown_setting_is_refused_with_the_estimators_name(net, data):
     with pytest.raises(InputError, match="estimator hessian_trace"):
         mp.profile(net, data, ["w3"], "hessian_trace", probe=3)
+
+
+@pytest.mark.parametrize("name", WITH_ACTIVATIONS)
+def test_an_input_that_two_layers_share_counts_for_each_layer_alone(name):
+    class Fork(torch.nn.Module):
+        """Two branches on one input, of which `copies` gives each its own."""
+
+        def __init__(self, *, copies):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem = torch.nn.Linear(4, 5)
+            self.left, self.right = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+            self.copies = copies
+
+        def forward(self, x):
+            x = torch.tanh(self.stem(x))
+            other = x + 0.0 if self.copies else x
+            return torch.tanh(self.left(x)) * self.right(other)
+
+    torch.manual_seed(1)
+    data = mp.DataSet("d", torch.randn(8, 4), torch.randint(0, 3, (8,)), batch_size=3)
+    options = ["w:float/a:int3", "w4a4"]
+    shared, apart = (
+        mp.profile(Fork(copies=copies), data, options, name).loss for copies in (False, True)
+    )
+    assert np.allclose(shared, apart, rtol=1e-4, atol=1e-9)

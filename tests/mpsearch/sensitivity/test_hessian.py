@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import mpsearch as mp
-from mpsearch.sensitivity.hessian import hessian_vector_products
+from mpsearch.formats import get
+from mpsearch.sensitivity.hessian_products import hessian_vector_products
 
 
 def test_traces_agree_with_the_exact_hessian_within_three_standard_errors(net, exact, data):
@@ -47,7 +48,7 @@ def test_hessian_vector_product_equals_that_of_pyhessian(net, exact):
         reference = pyhessian(net, nn.functional.cross_entropy, dataloader=loader, cuda=False)
         _, theirs = reference.dataloader_hv_product(vector)
     loss = nn.functional.cross_entropy(net(exact.inputs[:10]), exact.targets[:10])
-    (ours,) = hessian_vector_products(loss, weights, [vector])
+    ((_, ours),) = hessian_vector_products(loss, weights, [vector], 1)
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.allclose(mine, other, rtol=1e-4, atol=1e-10)
 
@@ -79,3 +80,56 @@ def test_a_seed_gives_the_same_scores_and_another_seed_others(net, data):
 def test_one_probe_is_refused_because_it_has_no_standard_error(net, data):
     with pytest.raises(mp.errors.InputError, match="probes must be at least 2"):
         mp.profile(net, data, ["w4"], "hessian_trace", probes=1)
+
+
+def test_engine_pyhessian_gives_the_same_profile(net, data):
+    ours = mp.profile(net, data, ["w4"], "hessian_trace", probes=3)
+    theirs = mp.profile(net, data, ["w4"], "hessian_trace", probes=3, engine="pyhessian")
+    assert np.allclose(ours.loss, theirs.loss, rtol=1e-4)
+    assert np.allclose(ours.stderr, theirs.stderr, rtol=1e-4)
+    assert ours.float_loss == pytest.approx(theirs.float_loss)
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_engine_pyhessian_refuses_activations(net, data):
+    with pytest.raises(mp.errors.InputError, match="weights only"):
+        mp.profile(net, data, ["w4a8"], "hessian_trace", engine="pyhessian")
+
+
+def test_activation_term_agrees_with_the_exact_hessian_in_a_layers_input(net, exact, data):
+    found = mp.profile(net, data, ["w:float/a:int3"], "hessian_trace", probes=600)
+    values = torch.tanh(net.conv(exact.inputs)).detach()
+
+    def tail(hidden, target):
+        x = torch.tanh(net.point(nn.functional.silu(net.grouped(hidden[None]))))
+        return nn.functional.cross_entropy(net.head(x.mean(dim=(2, 3))), target[None])
+
+    traces = [
+        torch.func.hessian(tail)(hidden, target).reshape(36, 36).trace().item()
+        for hidden, target in zip(values, exact.targets, strict=True)
+    ]
+    trace = sum(traces) / len(traces)
+    estimate = found.statistics["activation_hessian_trace"]["grouped"]
+    error = found.statistics["activation_hessian_trace_stderr"]["grouped"]
+    assert abs(estimate - trace) < 3 * error
+    quantize = get("int3").quantizer(*found.activation_ranges["grouped"])
+    moved = (quantize(values) - values).square().sum().item() / 12
+    row = found.groups.index("grouped")
+    assert found.loss[row, 0] == pytest.approx(estimate / 36 * moved, rel=1e-6)
+    assert found.stderr[row, 0] == pytest.approx(error / 36 * moved, rel=1e-6)
+
+
+def test_adaptive_probes_stop_when_the_ranking_is_settled(net, data):
+    strict = mp.profile(net, data, ["w4"], "hessian_trace", probes="auto", settled=1e-6)
+    loose = mp.profile(net, data, ["w4"], "hessian_trace", probes="auto", settled=0.3)
+    assert loose.statistics["probes"]["conv"] == 8
+    assert strict.statistics["probes"]["conv"] > 8
+    fixed = mp.profile(net, data, ["w4"], "hessian_trace", probes=8)
+    assert np.array_equal(fixed.loss, loose.loss)
+
+
+def test_no_more_probes_are_drawn_than_allowed(net, data):
+    found = mp.profile(
+        net, data, ["w4"], "hessian_trace", probes="auto", settled=0.0, most_probes=11
+    )
+    assert found.statistics["probes"]["conv"] == 11
