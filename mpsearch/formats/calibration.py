@@ -160,7 +160,7 @@ class Observer:
             width = math.ldexp(1.0, self._exponent)
             self._zeros += int((values == 0).sum())
             for start in range(0, values.numel(), OBSERVED_CHUNK):
-                part = values[start : start + OBSERVED_CHUNK].double().div_(width)
+                part = values[start : start + OBSERVED_CHUNK].double() / width
                 index = part.floor_().long().sub_(self._first)
                 self._counts += torch.bincount(index, minlength=self._counts.numel()).cpu()
 
@@ -196,7 +196,7 @@ class Observer:
         counts = torch.zeros(last - first + 1, dtype=torch.int64)
         if self._counts is not None:
             old = torch.arange(self._counts.numel()) + self._first
-            merged = torch.div(old, 1 << (exponent - self._exponent), rounding_mode="floor")
+            merged = torch.div(old, 1 << min(exponent - self._exponent, 62), rounding_mode="floor")
             counts.index_add_(0, merged - first, self._counts)
         self._exponent, self._first, self._counts = exponent, first, counts
 
