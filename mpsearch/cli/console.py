@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,16 @@ from mpsearch.progress import OnProgress, Progress
 
 __all__ = ["print_document", "print_error", "progress_bars", "show"]
 
+LOG_WIDTH = 120
+
 
 def _stderr() -> Console:
     # Made anew each time, so that it follows a stderr that was replaced.
-    return Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A log file has no width of its own, and 80 columns would fold the tables.
+        console.width = LOG_WIDTH
+    return console
 
 
 def show(renderable: RenderableType) -> None:

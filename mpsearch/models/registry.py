@@ -182,7 +182,7 @@ def _gathered(batches: Iterable[Any]) -> DataSet:
         raise DataError("the data set is empty: it gave no batch")
     if targets and len(targets) != len(inputs):
         raise DataError("some batches have targets and some have none")
-    largest = max(len(batch) for batch in inputs)
+    largest = max(1, *(len(batch) for batch in inputs))
     return DataSet(
         "batches", torch.cat(inputs), torch.cat(targets) if targets else None, batch_size=largest
     )

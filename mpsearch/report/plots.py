@@ -52,10 +52,10 @@ def frontier_png(frontier: Frontier, allocation: Allocation | None = None) -> by
             usage, allocation.predicted_loss, "*", markersize=14, color="tab:red", label="chosen"
         )
     losses = [p.predicted_loss for p in (*frontier.points, *frontier.uniform.values())]
-    smallest = min((abs(loss) for loss in losses if loss), default=1.0)
-    # Losses span decades and may be zero or negative, so the axis is logarithmic beyond the
-    # smallest magnitude and linear around zero.
-    axes.set_yscale("symlog", linthresh=max(smallest, 1e-6 * max(map(abs, losses), default=1.0)))
+    largest = max(map(abs, losses), default=0.0) or 1.0
+    # Losses span decades and may be zero or negative: logarithmic over four decades on both sides,
+    # linear around zero.
+    axes.set_yscale("symlog", linthresh=1e-4 * largest)
     axes.set_xlabel(f"{frontier.resource} [{frontier.unit}]")
     axes.set_ylabel("predicted loss increase")
     axes.legend()
