@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpsearch.models.kinds import Use, WeightSite
 
-__all__ = ["OnInput", "OnProduct", "intercept", "watch_products"]
+__all__ = ["OnInput", "OnProduct", "intercept", "is_own_hook", "watch_products"]
 
 OnInput = Callable[[Tensor, int], Tensor]
 """An input, and the axis along which the weight contracts it, to the tensor that replaces it."""
@@ -179,6 +179,18 @@ class _ProductHooks:
         """Stop; runs after the module, also when it raised."""
         if self._active:
             self._active.pop().close()
+
+
+def is_own_hook(hook: object) -> bool:
+    """Say whether a forward hook is one of this module's, which keep no results.
+
+    Args:
+        hook: From a module's hooks.
+
+    Returns:
+        Whether it is.
+    """
+    return isinstance(getattr(hook, "__self__", hook), (_ArgumentHook, _ProductHooks))
 
 
 class _StepByStep(TorchFunctionMode):
