@@ -11,9 +11,11 @@ AUTO = "auto"
 
 # Loaded on first use: a method may need an optional package (optuna) or a slow import (pulp).
 _CLASSES = {
+    "decomposition": "mpsearch_solvers.decomposition:Decomposition",
     "ilp": "mpsearch_solvers.ilp:Ilp",
     "greedy": "mpsearch_solvers.greedy:Greedy",
     "brute_force": "mpsearch_solvers.brute_force:BruteForce",
+    "quadratic": "mpsearch_solvers.quadratic:Quadratic",
 }
 
 

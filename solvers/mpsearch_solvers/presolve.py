@@ -1,0 +1,115 @@
+"""Steps that make a model smaller and better scaled without changing its optimum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpsearch_solvers.lagrangian import Knapsack
+from mpsearch_solvers.model import Model, Row
+from mpsearch_solvers.problem import Bools, Floats
+from mpsearch_solvers.scaling import Scaled, scale_table
+
+
+@dataclass(frozen=True)
+class Presolve:
+    """Which steps to take; every combination gives the same optimum.
+
+    Attributes:
+        scaling: Divide objective and rows to O(1).
+        dominated: Drop options that another beats or equals in objective and every row.
+        redundant_rows: Drop rows that no choice can exceed.
+        fixing: Drop options whose reduced cost alone closes the gap.
+    """
+
+    scaling: bool = True
+    dominated: bool = True
+    redundant_rows: bool = True
+    fixing: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model ready for the dual.
+
+    Attributes:
+        model: The model without dominated options.
+        rows: The rows that can bind, with their position in the original model.
+        knapsack: Objective and those rows in scaled units.
+        objective: How to bring objective values back.
+        scales: Original units per scaled unit of each kept row.
+    """
+
+    model: Model
+    rows: tuple[int, ...]
+    knapsack: Knapsack
+    objective: Scaled
+    scales: Floats
+
+
+def prepare(model: Model, steps: Presolve) -> Prepared:
+    """Run the steps that need no bounds.
+
+    Args:
+        model: A linear one-hot model.
+        steps: Which steps to take.
+
+    Returns:
+        The prepared model.
+    """
+    if steps.dominated:
+        model = model.restricted(undominated(model))
+    kept = tuple(
+        position
+        for position, row in enumerate(model.rows)
+        if not (steps.redundant_rows and is_redundant(model, row))
+    )
+    allowed = model.allowed
+    objective = _scale(np.where(allowed, model.objective, 0.0), allowed, steps)
+    tables = [_scale(model.rows[position].cost, allowed, steps) for position in kept]
+    limits = [
+        table.convert(model.rows[position].limit)
+        for position, table in zip(kept, tables, strict=True)
+    ]
+    costs = [table.table for table in tables]
+    knapsack = Knapsack(
+        loss=np.where(allowed, objective.table, np.inf),
+        cost=np.stack(costs) if costs else np.zeros((0, *model.shape)),
+        limit=np.array(limits),
+    )
+    scales = np.array([table.scale for table in tables])
+    return Prepared(model, kept, knapsack, objective, scales)
+
+
+def _scale(table: Floats, allowed: Bools, steps: Presolve) -> Scaled:
+    scaled = scale_table(table, allowed)
+    if steps.scaling:
+        return scaled
+    return Scaled(scaled.table * scaled.scale, 1.0, scaled.offset)
+
+
+def undominated(model: Model) -> Bools:
+    """Return the options that no other option of the group beats or equals everywhere.
+
+    Of equals the first stays. Sums rounded by `math.fsum` are monotone in every term, so the
+    allocation that swaps a dominated option for its better is feasible whenever the first was.
+    """
+    kept = model.allowed.copy()
+    tables = [model.objective, *(row.cost for row in model.rows)]
+    width = model.shape[1]
+    for worse in range(width):
+        for better in range(width):
+            if worse == better:
+                continue
+            beaten = kept[:, worse] & kept[:, better]
+            for table in tables:
+                beaten &= table[:, better] <= table[:, worse]
+            kept[:, worse] &= ~beaten
+    return kept
+
+
+def is_redundant(model: Model, row: Row) -> bool:
+    """Return whether even the dearest options keep a row, by exact sums."""
+    dearest = np.where(model.allowed, row.cost, -np.inf).argmax(axis=1)
+    return model.overrun(dearest, row) <= 0.0
