@@ -89,7 +89,8 @@ def allocate(
         )
     if solution.status not in _ANSWERED:
         refuse(solution, budgets, limits, costs, profile.offered)
-    return _allocation(profile, costs, budgets, limits, solution, monotone, seed)
+    answer = _allocation(profile, costs, budgets, limits, solution, monotone, seed)
+    return answer.solved_from(profile, costs)
 
 
 def frontier(

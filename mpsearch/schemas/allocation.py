@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from mpsearch.schemas.costs import Costs
 from mpsearch.schemas.document import Document, Record
-from mpsearch.schemas.profile import DataRecord, ModelRecord
+from mpsearch.schemas.profile import DataRecord, ModelRecord, Profile
 
 __all__ = [
     "Allocation",
@@ -101,6 +102,26 @@ class Allocation(Document):
         default=None, description="null: nothing was measured"
     )
     warnings: list[str] = Field(default_factory=list)
+
+    _origin: tuple[Profile, Costs] | None = PrivateAttr(default=None)
+
+    @property
+    def origin(self) -> tuple[Profile, Costs] | None:
+        """The profile and costs it was solved from; not saved, so None for a loaded one."""
+        return self._origin
+
+    def solved_from(self, profile: Profile, costs: Costs) -> Self:
+        """Remember what this allocation was solved from, for baselines at equal budget.
+
+        Args:
+            profile: Predicted losses.
+            costs: Prices.
+
+        Returns:
+            This allocation.
+        """
+        self._origin = profile, costs
+        return self
 
 
 class FrontierPoint(Record):

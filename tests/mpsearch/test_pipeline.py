@@ -59,6 +59,21 @@ def test_what_verification_measures_is_what_apply_gives(small) -> None:
     assert not result.verification.held_out
 
 
+def test_a_fresh_allocation_is_verified_beside_baselines_and_a_loaded_one_alone(
+    small, tmp_path
+) -> None:
+    model, data = small
+    menu = ["w3a8", "w8a8"]
+    answer = mp.allocate(
+        mp.profile(model, data, menu), mp.price(model, data, menu), {"bops": "50%"}
+    )
+    report = mp.verify(model, data, answer)
+    assert [b.name for b in report.baselines] == ["uniform", "head-high", "tail-high", "random"]
+    loaded = mp.verify(model, data, answer.save(tmp_path / "allocation.json"))
+    assert loaded.baselines == []
+    assert loaded.allocation == report.allocation
+
+
 def test_prices_follow_the_formulas() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(64, 5))
     costs = mp.price(model, torch.zeros(1, 3, 8, 8), ["w4a8", "w8a8"])
