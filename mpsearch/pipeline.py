@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mpsearch.allocating import (
@@ -22,11 +23,11 @@ from mpsearch.allocating import (
 from mpsearch.budgets import parse_budgets
 from mpsearch.errors import DependencyError
 from mpsearch.hardware.resources import fixed_memory, known_resources, price_groups, resource
-from mpsearch.losses import Loss, LossFunction, as_loss
+from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.menu import Wishes, make_menu
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.fingerprint import check_model, record_of
-from mpsearch.models.layers import find_layers
+from mpsearch.models.layers import evaluation_mode, find_layers, forward
 from mpsearch.models.registry import ModelLike, NamedModel, as_data, as_model, on_device
 from mpsearch.progress import OnProgress, Progress, ignore_progress
 from mpsearch.quantize import Quantizer, calibrate
@@ -60,7 +61,7 @@ def profile(
     options: Sequence[str] = DEFAULT_OPTIONS,
     estimator: str | Estimator = "measured_loss",
     *,
-    loss: LossLike = "cross_entropy",
+    loss: LossLike | None = None,
     wishes: Wishes = NO_WISHES,
     seed: int = 0,
     device: str | None = None,
@@ -74,7 +75,8 @@ def profile(
         data: Calibration data: a name, a DataSet, inputs, (inputs, targets), or a DataLoader.
         options: Names of the options to score.
         estimator: Name of an estimator, or an Estimator.
-        loss: Name of a loss, or a function of output and target that returns the batch mean.
+        loss: Name of a loss, or a function of output and target that returns the batch mean; None:
+            cross-entropy where the data has targets, else the divergence from the float model.
         wishes: Layers to group, fix or skip.
         seed: Seed of everything random.
         device: Where to compute, such as `cuda`; None: where the model is.
@@ -90,9 +92,10 @@ def profile(
     """
     started = time.perf_counter()
     scorer = build(estimator, settings) if isinstance(estimator, str) else estimator
-    criterion = as_loss(loss)
     named, dataset = _loaded(model, data, device)
     module = named.module
+    fingerprint = dataset.fingerprint
+    criterion, dataset = _compared(loss, module, dataset)
     on_progress(Progress("load", 1, 1, named.name))
     survey = find_layers(module, next(dataset.batches()))
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
@@ -126,7 +129,7 @@ def profile(
         float_loss=scores.float_loss,
         seed=seed,
         model=record_of(named),
-        data=DataRecord(name=dataset.name, fingerprint=dataset.fingerprint, inputs=len(dataset)),
+        data=DataRecord(name=dataset.name, fingerprint=fingerprint, inputs=len(dataset)),
         warnings=[*survey.notes, *scores.warnings, *low_bit_warning(scorer, menu.options)],
         seconds=time.perf_counter() - started,
     )
@@ -191,7 +194,7 @@ def verify(
     *,
     profile: Profile | str | Path | None = None,
     costs: Costs | str | Path | None = None,
-    loss: LossLike = "cross_entropy",
+    loss: LossLike | None = None,
     device: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Verification:
@@ -201,7 +204,8 @@ def verify(
         model: The float model. It is not changed.
         data: Data; its held-out part is used where there is one.
         allocation: The allocation, or the path of a saved one.
-        profile: Profile it came from; with `costs`, baselines are measured too.
+        profile: Profile it came from, for a loaded allocation; with `costs`, baselines are
+            measured too. An allocation that was just made knows its own.
         costs: Costs it came from.
         loss: As in `profile`.
         device: As in `profile`.
@@ -216,12 +220,13 @@ def verify(
     answer = allocation if isinstance(allocation, Allocation) else Allocation.load(allocation)
     named, dataset = _loaded(model, data, device)
     check_model(named, answer.model, "allocation")
-    rules = None
+    rules = answer.origin
     if profile is not None and costs is not None:
         rules = as_profile(profile), as_costs(costs)
         check_match(*rules)
         check_model(named, rules[0].model, "profile")
-    run = AllocationRuns(_quantizer(named.module, answer, dataset), dataset, as_loss(loss))
+    criterion, compared = _compared(loss, named.module, dataset)
+    run = AllocationRuns(_quantizer(named.module, answer, dataset), compared, criterion)
     return measure_allocation(run, answer, rules, on_progress)
 
 
@@ -270,7 +275,7 @@ def run_search(
     *,
     hardware: str | None = None,
     estimator: str | Estimator = "measured_loss",
-    loss: LossLike = "cross_entropy",
+    loss: LossLike | None = None,
     wishes: Wishes = NO_WISHES,
     known_profile: Profile | None = None,
     known_costs: Costs | None = None,
@@ -344,7 +349,8 @@ def run_search(
         seed=seed,
         monotone=monotone,
     )
-    run = AllocationRuns(_quantizer(named.module, scores, dataset), dataset, as_loss(loss))
+    criterion, compared = _compared(loss, named.module, dataset)
+    run = AllocationRuns(_quantizer(named.module, scores, dataset), compared, criterion)
     if goal is None:
         answer = solved(budget)
     else:
@@ -362,6 +368,19 @@ def _quantizer(module: nn.Module, answer: Profile | Allocation, data: DataSet) -
         return Quantizer(module, answer.activation_ranges)
     names = [layer.name for layer in find_layers(module, next(data.batches())).layers]
     return Quantizer(module, calibrate(module, names, data.batches()))
+
+
+def _compared(loss: LossLike | None, module: nn.Module, dataset: DataSet) -> tuple[Loss, DataSet]:
+    """Settle the loss, and give it the float model's outputs where it compares with those."""
+    if loss is None and dataset.targets is None:
+        with torch.no_grad(), evaluation_mode(module):
+            output = forward(module, dataset.inputs[:1])
+        # Sequence models put the classes last, all others after the batch axis.
+        loss = "token_kl_to_float" if output.ndim == 3 else "kl_to_float"
+    criterion = as_loss("cross_entropy" if loss is None else loss)
+    if criterion.target == "float_output":
+        dataset = with_float_outputs(module, dataset)
+    return criterion, dataset
 
 
 def _loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedModel, DataSet]:

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.errors import ModelError
+from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Format
 from mpsearch.models.layers import Layer, evaluation_mode, forward
 from mpsearch.progress import Progress
-from mpsearch.quantize import layer_module
+from mpsearch.quantize import layer_module, weight_deviation
+from mpsearch.sensitivity.gradient import refuse_flat
 from mpsearch.sensitivity.output_curvature import Draw, class_axis, complete_factors, draw_factor
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.sample_gradients import SampleNorms
@@ -131,6 +132,7 @@ class EmpiricalFisher(Estimator):
         Raises:
             ModelError: The loss is NaN or infinite.
         """
+        refuse_flat(self.name, task.loss)
         weights = dict.fromkeys((layer.name for layer in task.layers), 0.0)
         activations = dict.fromkeys(weights, 0.0)
         noise = _Noise(task)
@@ -140,7 +142,7 @@ class EmpiricalFisher(Estimator):
             # One input's gradient is its row of the batch's: no other input's loss depends on it.
             squared = gradient.square().sum(dtype=torch.float64)
             activations[call.layer] += float(squared) / len(task.data)
-            noise.watch(call.layer, call.take())
+            noise.watch(call)
             call.release()
 
         with _norm_passes(task, on_input if task.activation_formats else None) as passes:
@@ -192,23 +194,23 @@ class _Noise:
         self._sum: dict[tuple[str, Format], float] = {}
         self._count: dict[str, int] = {}
 
-    def watch(self, layer: str, values: Tensor) -> None:
+    def watch(self, call: Call) -> None:
+        layer, values = call.layer, call.take()
         low, high = (float(x) for x in torch.aminmax(values))
         seen = self._range.get(layer, (low, high))
         self._range[layer] = min(low, seen[0]), max(high, seen[1])
         self._count[layer] = self._count.get(layer, 0) + values.numel()
         for fmt in self._task.activation_formats if self._measured else []:
-            moved = self._task.quantizer.activation(layer, fmt)(values) - values
+            moved = self._task.quantizer.activation(layer, fmt)(values, call.axis) - values
             earlier = self._sum.get((layer, fmt), 0.0)
             self._sum[layer, fmt] = earlier + float(moved.double().square().sum())
 
     def weight(self, layer: Layer, fmt: Format) -> float:
-        weight = layer_module(self._task.model, layer.name).weight
-        assert isinstance(weight, Tensor)
         if self._measured:
-            moved = self._task.quantizer.weight(layer.name, fmt) - weight.detach()
+            moved = weight_deviation(self._task.quantizer, layer, fmt)
             return float(moved.double().square().mean())
-        low, high = (float(x) for x in torch.aminmax(weight.detach()))
+        weight = self._task.quantizer.original(layer.name)
+        low, high = (float(x) for x in torch.aminmax(weight))
         return _step_squared(fmt, low, high)
 
     def activation(self, layer: Layer, fmt: Format) -> float:
@@ -254,12 +256,19 @@ def _norm_passes(
     task: ScoringTask, on_input: Callable[[Call, Tensor], None] | None = None
 ) -> Iterator[_NormPasses]:
     arrived: list[tuple[str, Tensor]] = []
+    for layer in task.layers:
+        if layer.tied:
+            raise InputError(
+                f"layer {layer.name} shares its weight with {', '.join(layer.tied)}, whose "
+                "gradients of single inputs are not added up here; skip it, or use "
+                "gradient_deviation, fisher_output, hessian_trace or a measured estimator"
+            )
     modules = {layer.name: layer_module(task.model, layer.name) for layer in task.layers}
     collector = SampleNorms(modules, lambda layer, norms: arrived.append((layer, norms)))
     with (
         frozen(task.model),
         evaluation_mode(task.model),
-        tapped(task.model, task.layers, collector, on_input) as taps,
+        tapped(task, collector, on_input) as taps,
     ):
         collector.calls = taps.calls
         yield _NormPasses(task, collector, taps.leaves, taps.restart, arrived)

@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mpsearch.errors import ModelError
+from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Format
+from mpsearch.losses import Loss
 from mpsearch.models.layers import Layer, evaluation_mode, forward
 from mpsearch.progress import Progress
-from mpsearch.quantize import layer_module, weight_deviation
+from mpsearch.quantize import layer_weight, weight_deviation
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
-from mpsearch.sensitivity.taps import own_use
+from mpsearch.sensitivity.taps import own_use, watch_inputs
 
-__all__ = ["GradientDeviation", "differentiated", "layer_weights"]
+__all__ = ["GradientDeviation", "differentiated", "layer_weights", "refuse_flat"]
 
 
 class GradientDeviation(Estimator):
@@ -48,6 +49,7 @@ class GradientDeviation(Estimator):
         Raises:
             ModelError: The loss is NaN or infinite.
         """
+        refuse_flat(self.name, task.loss)
         products: dict[tuple[str, Format], float] = {}
         leaves: list[Tensor] = []
         gradients: dict[str, Tensor] = {}
@@ -55,10 +57,8 @@ class GradientDeviation(Estimator):
         weights = layer_weights(task.model, task.layers)
         total = math.ceil(len(task.data) / task.data.batch_size)
         with ExitStack() as hooks, differentiated(weights), evaluation_mode(task.model):
-            for layer in task.layers:
-                module = layer_module(task.model, layer.name)
-                watch = _watch_input(task, layer.name, products, leaves)
-                hooks.callback(module.register_forward_pre_hook(watch).remove)
+            if task.activation_formats:
+                hooks.enter_context(watch_inputs(task, _input_watcher(task, products, leaves)))
             for done, (inputs, target) in enumerate(task.data.batches(), 1):
                 share = len(inputs) / len(task.data)
                 loss = share * task.loss(forward(task.model, inputs), target)
@@ -97,31 +97,44 @@ def _scores(
     return Scores(score, np.zeros_like(score), warnings=warnings, float_loss=float_loss)
 
 
-def _watch_input(
-    task: ScoringTask,
-    layer: str,
-    products: dict[tuple[str, Format], float],
-    leaves: list[Tensor],
-) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
-    quantize = {fmt: task.quantizer.activation(layer, fmt) for fmt in task.activation_formats}
-
-    def before_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not quantize or not inputs[0].is_floating_point():
-            return None
-        watched = own_use(inputs[0])
+def _input_watcher(
+    task: ScoringTask, products: dict[tuple[str, Format], float], leaves: list[Tensor]
+) -> Callable[[int, Tensor, int], Tensor | None]:
+    def watch(row: int, inputs: Tensor, axis: int) -> Tensor:
+        layer = task.layers[row].name
+        watched = own_use(inputs)
         if watched.is_leaf:
             leaves.append(watched)
         values = watched.detach()
 
         def on_gradient(gradient: Tensor) -> None:
-            for fmt, function in quantize.items():
-                product = float((gradient * (values - function(values))).sum(dtype=torch.float64))
+            for fmt in task.activation_formats:
+                moved = values - task.quantizer.activation(layer, fmt)(values, axis)
+                product = float((gradient * moved).sum(dtype=torch.float64))
                 products[layer, fmt] = products.get((layer, fmt), 0.0) + product
 
         watched.register_hook(on_gradient)  # type: ignore[no-untyped-call]
-        return (watched, *inputs[1:])
+        return watched
 
-    return before_forward
+    return watch
+
+
+def refuse_flat(estimator: str, loss: Loss) -> None:
+    """Refuse a loss whose gradient is zero at the float model whatever the layer.
+
+    Args:
+        estimator: Name of the estimator, for the message.
+        loss: The loss.
+
+    Raises:
+        InputError: The loss compares with the float model itself.
+    """
+    if loss.target == "float_output":
+        raise InputError(
+            f"{estimator} reads the gradient of the loss, and that of {loss.name} is zero at the "
+            "float model; give labels and a loss that uses them, or use fisher_output, ggn_trace, "
+            "taylor2 or measured_kl"
+        )
 
 
 def layer_weights(model: nn.Module, layers: Sequence[Layer]) -> list[Tensor]:
@@ -134,12 +147,7 @@ def layer_weights(model: nn.Module, layers: Sequence[Layer]) -> list[Tensor]:
     Returns:
         Their weights, in the same order; the model's own tensors.
     """
-    weights = []
-    for layer in layers:
-        weight = layer_module(model, layer.name).weight
-        assert isinstance(weight, Tensor)
-        weights.append(weight)
-    return weights
+    return [layer_weight(model, layer.name) for layer in layers]
 
 
 @contextmanager

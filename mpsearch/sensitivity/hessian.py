@@ -133,8 +133,8 @@ def _scores_of_probes(
         if not option.activation.is_float:
             for row, layer in enumerate(task.layers):
                 mean_trace = found.activations[:, row] / max(1, found.input_sizes[row])
-                scores[:, row, column] += (
-                    mean_trace * found.input_errors[layer.name, option.activation]
+                scores[:, row, column] += mean_trace * found.input_errors.get(
+                    (layer.name, option.activation), 0.0
                 )
     return scores
 

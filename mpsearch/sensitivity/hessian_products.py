@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from mpsearch.errors import DependencyError, InputError
 from mpsearch.formats import Format
 from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
-from mpsearch.quantize import layer_module
 from mpsearch.sensitivity.gradient import differentiated, layer_weights
 from mpsearch.sensitivity.protocol import ScoringTask
-from mpsearch.sensitivity.taps import own_use
+from mpsearch.sensitivity.taps import own_use, watch_inputs
 
 __all__ = [
     "ProbeRound",
@@ -67,7 +65,9 @@ def taped_round(task: ScoringTask, numbers: range) -> ProbeRound:
     on_inputs = np.zeros_like(on_weights)
     total = len(numbers) * math.ceil(len(task.data) / task.data.batch_size)
     done, losses = 0, []
-    with watch, differentiated(weights), evaluation_mode(task.model):
+    with ExitStack() as hooks, differentiated(weights), evaluation_mode(task.model):
+        if task.activation_formats:
+            hooks.enter_context(watch_inputs(task, watch.watch))
         for batch, (inputs, target) in enumerate(task.data.batches()):
             watch.restart()
             loss = task.loss(forward(task.model, inputs), target)
@@ -163,22 +163,6 @@ class _Inputs:
         self.sizes = np.zeros(len(task.layers))
         self._task = task
         self._squares: dict[tuple[str, Format], float] = {}
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> Self:
-        for column, layer in enumerate(self._task.layers if self._task.activation_formats else []):
-            module = layer_module(self._task.model, layer.name)
-
-            def before(
-                _: nn.Module, inputs: tuple[Tensor, ...], column: int = column
-            ) -> tuple[Tensor, ...] | None:
-                return self._watch(column, inputs)
-
-            self._hooks.callback(module.register_forward_pre_hook(before).remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hooks.close()
 
     def restart(self) -> None:
         self.seen.clear()
@@ -187,18 +171,16 @@ class _Inputs:
     def errors(self) -> dict[tuple[str, Format], float]:
         return {key: total / len(self._task.data) for key, total in self._squares.items()}
 
-    def _watch(self, column: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not inputs[0].is_floating_point():
-            return None
-        watched = own_use(inputs[0])
-        self.seen.append((column, watched))
-        self.sizes[column] += watched[0].numel()
-        name, values = self._task.layers[column].name, watched.detach()
+    def watch(self, row: int, inputs: Tensor, axis: int) -> Tensor:
+        watched = own_use(inputs)
+        self.seen.append((row, watched))
+        self.sizes[row] += watched[0].numel()
+        name, values = self._task.layers[row].name, watched.detach()
         for fmt in self._task.activation_formats:
-            moved = self._task.quantizer.activation(name, fmt)(values) - values
+            moved = self._task.quantizer.activation(name, fmt)(values, axis) - values
             earlier = self._squares.get((name, fmt), 0.0)
             self._squares[name, fmt] = earlier + float(moved.double().square().sum())
-        return (watched, *inputs[1:])
+        return watched
 
 
 def pyhessian_round(task: ScoringTask, numbers: range) -> ProbeRound:

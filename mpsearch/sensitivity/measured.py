@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from mpsearch.losses import measure
+from mpsearch.errors import ModelError
+from mpsearch.losses import Loss, as_loss, measure, with_float_outputs
+from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
+from mpsearch.sensitivity.output_error import output_errors
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
+from mpsearch.sensitivity.taps import Call, tapped
 
-__all__ = ["MeasuredLoss"]
+__all__ = ["MeasuredKl", "MeasuredLoss", "Sqnr", "divergence"]
 
 
 class MeasuredLoss(Estimator):
@@ -46,13 +53,120 @@ class MeasuredLoss(Estimator):
         total = increase.size
         for row, layer in enumerate(task.layers):
             for column, option in enumerate(task.options):
-                if not (option.weight.is_float and option.activation.is_float):
+                if not option.is_float:
                     with task.quantizer.options({layer.name: option}) as changed:
                         measured = measure(changed, task.data.batches(), task.loss)
                     increase[row, column] = measured.loss - reference
                 done = row * len(task.options) + column + 1
                 task.on_progress(Progress("profile", done, total, f"{layer.name} {option.name}"))
         if self._floor is not None:
-            quantized = [not (o.weight.is_float and o.activation.is_float) for o in task.options]
+            quantized = [not option.is_float for option in task.options]
             increase[:, quantized] = np.maximum(increase[:, quantized], self._floor)
         return Scores(increase, np.zeros_like(increase), float_loss=reference)
+
+
+class MeasuredKl(Estimator):
+    """KL(float output || output with layer i at option b), one layer at a time, without labels.
+
+    Source: ZeroQ (Cai et al. 2020, arXiv 2001.00281), equation 3; NVIDIA ModelOpt's KL score.
+    """
+
+    name: ClassVar[str] = "measured_kl"
+    scores_activations: ClassVar[bool] = True
+
+    def score(self, task: ScoringTask) -> Scores:
+        """Measure every layer at every option; see the class.
+
+        Args:
+            task: Model, layers, options, data; its loss is not read.
+
+        Returns:
+            Measured divergences; nothing is random, so the standard errors are 0.
+        """
+        found = MeasuredLoss().score(_compared_with_float(task, divergence(task)))
+        return replace(found, float_loss=None)
+
+
+class Sqnr(Estimator):
+    """Noise-to-signal ratio that layer i at option b leaves in the model's output.
+
+    mean_n ||y_n,q - y_n||² / ||y_n||² over inputs n; `10^(-dB/10)` of the signal-to-quantization-
+    noise ratio in decibel, so that more noise is a higher score.
+
+    Source: AIMET's per-layer sensitivity analysis (Siddegowda et al. 2022, arXiv 2201.08442).
+    """
+
+    name: ClassVar[str] = "sqnr"
+    scores_activations: ClassVar[bool] = True
+
+    def __init__(self, at: Literal["output", "layer"] = "output") -> None:
+        """Choose where noise is compared with the signal.
+
+        Args:
+            at: `output`: at the model's output, measured by one forward pass for every layer and
+                option; `layer`: at the layer's own output, one pass in all.
+
+        Raises:
+            ValueError: Another place.
+        """
+        if at not in {"output", "layer"}:
+            raise ValueError(f"at is 'output' or 'layer', not {at!r}")
+        self._at = at
+
+    def score(self, task: ScoringTask) -> Scores:
+        """Score every layer at every option; see the class.
+
+        Args:
+            task: Model, layers, options, data; its loss is not read.
+
+        Returns:
+            Noise-to-signal ratios; nothing is random, so the standard errors are 0.
+        """
+        if self._at == "layer":
+            return _layer_ratios(task)
+        compared = _compared_with_float(task, as_loss("noise_to_signal"))
+        return replace(MeasuredLoss().score(compared), float_loss=None)
+
+
+def divergence(task: ScoringTask) -> Loss:
+    """Find the divergence from the float model that fits a model's output.
+
+    Args:
+        task: Its loss decides where it compares distributions itself; otherwise the output's shape.
+
+    Returns:
+        `token_kl_to_float` for sequence models, which put the classes last, else `kl_to_float`.
+    """
+    if task.loss.name in {"next_token", "token_kl_to_float"}:
+        return as_loss("token_kl_to_float")
+    if task.loss.name in {"cross_entropy", "kl_to_float"}:
+        return as_loss("kl_to_float")
+    with torch.no_grad(), evaluation_mode(task.model):
+        output = forward(task.model, task.data.inputs[:1])
+    return as_loss("token_kl_to_float" if output.ndim == 3 else "kl_to_float")
+
+
+def _compared_with_float(task: ScoringTask, loss: Loss) -> ScoringTask:
+    return replace(task, loss=loss, data=with_float_outputs(task.model, task.data))
+
+
+def _layer_ratios(task: ScoringTask) -> Scores:
+    """Compare total noise with total signal at every layer's own output."""
+    rows = {layer.name: row for row, layer in enumerate(task.layers)}
+    signal = np.zeros((len(rows), 1))
+    noise = np.zeros((len(rows), len(task.options)))
+
+    def on_call(call: Call, output: Tensor) -> None:
+        row = rows[call.layer]
+        signal[row] += float(output.double().square().sum())
+        for column, error in enumerate(output_errors(task, call)):
+            if error is not None:
+                noise[row, column] += float(error.double().square().sum())
+
+    with torch.no_grad(), evaluation_mode(task.model), tapped(task, on_call=on_call) as taps:
+        for inputs, _ in task.data.batches():
+            taps.restart()
+            if not torch.isfinite(forward(task.model, inputs)).all():
+                raise ModelError("the model's output is nan or infinite on this data")
+    ratio = np.divide(noise, signal, out=np.zeros_like(noise), where=signal > 0)
+    return Scores(ratio, np.zeros_like(ratio))

@@ -17,7 +17,7 @@ __all__ = ["Draw", "class_axis", "complete_factors", "draw_factor"]
 Draw = Literal["signs", "labels"]
 """How factors are drawn: from random signs over all classes, or from one label of the model."""
 
-CLASSES = {"cross_entropy": 1, "kl": 1, "causal_lm": -1}
+CLASSES = {"cross_entropy": 1, "kl_to_float": 1, "token_kl_to_float": -1, "next_token": -1}
 """Axis of the classes in the output, for the losses whose model is a categorical distribution."""
 
 
@@ -66,6 +66,9 @@ def draw_factor(output: Tensor, loss: Loss, generator: torch.Generator, draw: Dr
     if axis is None:
         return _signs(output.shape, generator).to(output) * math.sqrt(2 / _size(output))
     p = torch.softmax(output.detach().double(), dim=axis).movedim(axis, -1)
+    positions = _positions(p)
+    if loss.name == "next_token":
+        positions -= 1
     if draw == "labels":
         flat = p.reshape(-1, p.shape[-1])
         labels = torch.multinomial(flat.cpu(), 1, generator=generator).to(p.device)
@@ -73,7 +76,9 @@ def draw_factor(output: Tensor, loss: Loss, generator: torch.Generator, draw: Dr
     else:
         weighted = p.sqrt() * _signs(p.shape, generator).to(p)
         v = weighted - p * weighted.sum(dim=-1, keepdim=True)
-    return (v / math.sqrt(_positions(p))).movedim(-1, axis).to(output)
+    if loss.name == "next_token":
+        v[:, -1] = 0  # nothing is compared with what follows the last token
+    return (v / math.sqrt(max(1, positions))).movedim(-1, axis).to(output)
 
 
 def complete_factors(output: Tensor, loss: Loss) -> list[Callable[[], Tensor]]:

@@ -15,14 +15,23 @@ from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Format, Option
 from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
-from mpsearch.quantize import Quantizer, layer_module
+from mpsearch.quantize import Quantizer
 from mpsearch.sensitivity.output_curvature import Draw, class_axis, draw_factor
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.taps import Call, frozen, substituted, tapped
 
 __all__ = ["FisherOutput", "output_errors"]
 
-LINEAR_IN_WEIGHT = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)
+LINEAR_IN_WEIGHT = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.Embedding,
+)
 
 
 class FisherOutput(Estimator):
@@ -92,7 +101,7 @@ class FisherOutput(Estimator):
         with (
             frozen(task.model),
             evaluation_mode(task.model),
-            tapped(task.model, task.layers, collector) as taps,
+            tapped(task, collector) as taps,
         ):
             for number, (inputs, target) in enumerate(task.data.batches(), 1):
                 taps.restart()
@@ -130,7 +139,7 @@ class FisherOutput(Estimator):
     def _from_model(self, task: ScoringTask) -> bool:
         if self._labels != "auto":
             return self._labels == "model"
-        if task.loss.name == "kl":
+        if task.loss.target == "float_output":
             # Its gradient is zero at the float model; only its second derivative says anything.
             return True
         if task.data.targets is None:
@@ -153,13 +162,13 @@ class _Collector:
         self._kept: dict[tuple[str, int], list[Tensor]] = {}
 
     def __call__(self, call: Call, gradient: Tensor) -> None:
-        key = call.layer, call.number
+        key = call.use, call.number
         self._kept.setdefault(key, []).append(gradient.detach())
         if self.draw < len(self.samples) - 1:
             return
         gradients = self._kept.pop(key)
         row = self._rows[call.layer]
-        errors = output_errors(self._task, call.layer, call.take())
+        errors = output_errors(self._task, call)
         for column, error in enumerate(errors):
             if error is None:
                 continue
@@ -169,20 +178,18 @@ class _Collector:
         call.release()
 
 
-def output_errors(task: ScoringTask, layer: str, inputs: Tensor) -> Iterator[Tensor | None]:
-    """Compute by how much each option changes a layer's output on given inputs.
+def output_errors(task: ScoringTask, call: Call) -> Iterator[Tensor | None]:
+    """Compute by how much each option changes a layer's output in one call.
 
     Args:
         task: Model, options and quantizer.
-        layer: Name of the layer.
-        inputs: The layer's float inputs `[batch, ...]`.
+        call: The call, with the layer's float input.
 
     Yields:
         Y_q - Y for every option, in the shape of the output; None for `float`.
     """
-    module = layer_module(task.model, layer)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    module, inputs = task.model.get_submodule(call.use), call.take()
+    weight = task.quantizer.original(call.layer)
     linear = isinstance(module, LINEAR_IN_WEIGHT)
     reference: Tensor | None = None
     rounded: dict[Format, Tensor] = {}
@@ -194,7 +201,7 @@ def output_errors(task: ScoringTask, layer: str, inputs: Tensor) -> Iterator[Ten
             changed = (
                 {}
                 if option.weight.is_float
-                else {"weight": task.quantizer.weight(layer, option.weight)}
+                else {"weight": task.quantizer.weight(call.layer, option.weight)}
             )
             if option.activation.is_float and linear:
                 yield _run(module, inputs, {"weight": changed["weight"] - weight, "bias": None})
@@ -202,14 +209,15 @@ def output_errors(task: ScoringTask, layer: str, inputs: Tensor) -> Iterator[Ten
             if reference is None:
                 reference = _run(module, inputs, {})
             if option.activation not in rounded:
-                rounded = {option.activation: _rounded(task.quantizer, layer, option, inputs)}
+                rounded = {option.activation: _rounded(task.quantizer, call, option)}
             yield _run(module, rounded[option.activation], changed) - reference
 
 
-def _rounded(quantizer: Quantizer, layer: str, option: Option, inputs: Tensor) -> Tensor:
-    if option.activation.is_float:
-        return inputs
-    return quantizer.activation(layer, option.activation)(inputs)
+def _rounded(quantizer: Quantizer, call: Call, option: Option) -> Tensor:
+    values = call.take()
+    if option.activation.is_float or not values.is_floating_point():
+        return values
+    return quantizer.activation(call.layer, option.activation)(values, call.axis)
 
 
 def _run(module: nn.Module, inputs: Tensor, tensors: Mapping[str, Tensor | None]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import ModelError
-from mpsearch.models.layers import Layer
-from mpsearch.quantize import layer_module
+from mpsearch.errors import InputError, ModelError
+from mpsearch.models.inputs import intercept
+from mpsearch.models.kinds import Use
+from mpsearch.sensitivity.protocol import ScoringTask
 
-__all__ = ["Call", "Taps", "frozen", "own_use", "substituted", "tapped"]
+__all__ = ["Call", "Taps", "frozen", "own_use", "substituted", "tapped", "watch_inputs"]
 
 
 @dataclass
@@ -23,13 +24,17 @@ class Call:
 
     Attributes:
         layer: Name of the layer.
-        number: 0 for the layer's first call of this forward pass, 1 for the second …
+        use: Name of the module that ran; another one than the layer's where a weight is tied.
+        number: 0 for the module's first call of this forward pass, 1 for the second …
         inputs: What went in, outside the graph; None once `release` was called.
+        axis: Axis of the input that the weight contracts.
     """
 
     layer: str
+    use: str
     number: int
     inputs: Tensor | None
+    axis: int
     _version: int
 
     def take(self) -> Tensor:
@@ -69,91 +74,147 @@ class Taps:
 
     leaves: list[Tensor] = field(default_factory=list)
     _calls: dict[str, int] = field(default_factory=dict)
+    _pending: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
     def restart(self) -> None:
         """Forget the last forward pass."""
         self.leaves.clear()
         self._calls.clear()
+        self._pending.clear()
 
-    def calls(self, layer: str) -> int:
-        """Count how often a layer ran since the last `restart`.
+    def calls(self, use: str) -> int:
+        """Count how often a module ran since the last `restart`.
 
         Args:
-            layer: Its name.
+            use: Its name.
 
         Returns:
             The number of calls.
         """
-        return self._calls.get(layer, 0)
+        return self._calls.get(use, 0)
 
-    def _watched(self, tensor: Tensor) -> Tensor:
-        if tensor.requires_grad or not tensor.is_floating_point():
-            return tensor
-        # Nothing before this point is differentiated, so autograd would not come this far back:
-        # the tensor becomes a leaf that is differentiated in for its own sake.
-        leaf = tensor.detach().requires_grad_()
-        self.leaves.append(leaf)
-        return leaf
-
-    def _next_call(self, layer: str, inputs: Tensor) -> Call:
-        number = self._calls.get(layer, 0)
-        self._calls[layer] = number + 1
-        kept = inputs.detach()
-        return Call(layer, number, kept, kept._version)
+    def _call(self, layer: str, use: str, values: Tensor, axis: int) -> Call:
+        kept = values.detach()
+        return Call(layer, use, self.calls(use), kept, axis, kept._version)
 
 
 @contextmanager
 def tapped(
-    model: nn.Module,
-    layers: Sequence[Layer],
+    task: ScoringTask,
     on_output: OnGradient | None = None,
     on_input: OnGradient | None = None,
+    on_call: OnGradient | None = None,
 ) -> Iterator[Taps]:
-    """Watch the gradients of layers' outputs and inputs during backward passes.
+    """Watch layers as they run, and the gradients of their outputs and inputs afterwards.
 
     Args:
-        model: The model; its hooks are removed on leaving.
-        layers: Layers to watch.
+        task: Model and layers; the model's hooks are removed on leaving.
         on_output: Called with the gradient of every output.
-        on_input: Called with the gradient of every first input that is floating point.
+        on_input: Called with the gradient of every input that is floating point.
+        on_call: Called with every output, while the forward pass goes on.
 
     Yields:
         The taps. After a forward pass, differentiate in `leaves`; then call `restart`.
     """
     taps = Taps()
-
-    def before(_: nn.Module, inputs: tuple[Any, ...], name: str) -> tuple[Any, ...] | None:
-        if on_input is None or not inputs[0].is_floating_point():
-            return None
-        watched = own_use(inputs[0])
-        if watched.is_leaf:
-            taps.leaves.append(watched)
-        kept = watched.detach()
-        call = Call(name, taps.calls(name), kept, kept._version)
-        watched.register_hook(lambda gradient: on_input(call, gradient))  # type: ignore[no-untyped-call]
-        return (watched, *inputs[1:])
-
-    def after(_: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str) -> Tensor | None:
-        call = taps._next_call(name, inputs[0])
-        if on_output is None:
-            return None
-        watched = taps._watched(output)
-        watched.register_hook(lambda gradient: on_output(call, gradient))  # type: ignore[no-untyped-call]
-        # A leaf may not be changed in place, which an activation after the layer may well do.
-        return watched.clone() if watched.is_leaf else watched
-
     with ExitStack() as hooks:
-        for layer in layers:
-            module = layer_module(model, layer.name)
-            pre = module.register_forward_pre_hook(_named(before, layer.name))
-            post = module.register_forward_hook(_named(after, layer.name))
-            hooks.callback(pre.remove)
-            hooks.callback(post.remove)
+        for layer in task.layers:
+            site = task.quantizer.sites.find(task.model, layer.name)
+            _refuse_kind(layer.name, site.kind)
+            for use in site.uses:
+                before = _InputTap(taps, layer.name, use, on_input)
+                hooks.callback(intercept(task.model, site, use, before))
+                module = task.model.get_submodule(use.module)
+                after = _OutputTap(taps, layer.name, use, on_output, on_call)
+                hooks.callback(module.register_forward_hook(after).remove)
         yield taps
 
 
-def _named(hook: Callable[..., Any], name: str) -> Callable[..., Any]:
-    return lambda *arguments: hook(*arguments, name)
+def _refuse_kind(layer: str, kind: str) -> None:
+    if not (kind.startswith("conv") or kind in {"linear", "embedding"}):
+        raise InputError(
+            f"layer {layer} ({kind}) has no output of its own that gradients could be watched at; "
+            "skip it, or use an estimator that needs the weight's gradient alone "
+            "(gradient_deviation, hessian_trace) or measures (measured_loss, measured_kl)"
+        )
+
+
+@dataclass
+class _InputTap:
+    """Notes a layer's input for the output tap that follows, and hooks its gradient."""
+
+    taps: Taps
+    layer: str
+    use: Use
+    on_input: OnGradient | None
+
+    def __call__(self, values: Tensor, axis: int) -> Tensor:
+        if self.on_input is not None:
+            values = own_use(values)
+            if values.is_leaf:
+                self.taps.leaves.append(values)
+            call, visit = self.taps._call(self.layer, self.use.module, values, axis), self.on_input
+            values.register_hook(lambda gradient: visit(call, gradient))  # type: ignore[no-untyped-call]
+        self.taps._pending[self.use.module] = values, axis
+        return values
+
+
+@dataclass
+class _OutputTap:
+    """Hooks the gradient of a layer's output."""
+
+    taps: Taps
+    layer: str
+    use: Use
+    on_output: OnGradient | None
+    on_call: OnGradient | None
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        name = self.use.module
+        values, axis = self.taps._pending.pop(name, (args[0] if args else output, -1))
+        call = self.taps._call(self.layer, name, values, axis)
+        self.taps._calls[name] = call.number + 1
+        if self.on_call is not None:
+            self.on_call(call, output)
+        if self.on_output is None:
+            return None
+        visit = self.on_output
+        if output.requires_grad:
+            output.register_hook(lambda gradient: visit(call, gradient))  # type: ignore[no-untyped-call]
+            return None
+        # Nothing before this point is differentiated, so autograd would not come this far back.
+        leaf = output.detach().requires_grad_()
+        self.taps.leaves.append(leaf)
+        leaf.register_hook(lambda gradient: visit(call, gradient))  # type: ignore[no-untyped-call]
+        # A leaf may not be changed in place, which an activation after the layer may well do.
+        return leaf.clone()
+
+
+@contextmanager
+def watch_inputs(
+    task: ScoringTask, watch: Callable[[int, Tensor, int], Tensor | None]
+) -> Iterator[None]:
+    """Reach every input that an activation format would round, of any kind of layer.
+
+    Args:
+        task: Model and layers.
+        watch: Called with the layer's position, the input, and the axis that the weight contracts;
+            what it returns, unless None, takes the input's place.
+
+    Yields:
+        Nothing; the hooks are removed on leaving.
+    """
+    with ExitStack() as hooks:
+        for row, layer in enumerate(task.layers):
+            site = task.quantizer.sites.find(task.model, layer.name)
+            for use in site.uses:
+
+                def function(values: Tensor, axis: int, row: int = row) -> Tensor:
+                    found = watch(row, values, axis)
+                    return values if found is None else found
+
+                hooks.callback(intercept(task.model, site, use, function))
+        yield
 
 
 def own_use(tensor: Tensor) -> Tensor:
@@ -205,8 +266,17 @@ def substituted(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> Iter
 
     Yields:
         The module.
+
+    Raises:
+        ModelError: A tensor is given for something that is no parameter of the module's own.
     """
     parameters = module._parameters
+    for name, tensor in tensors.items():
+        if tensor is not None and name not in parameters:
+            raise ModelError(
+                f"{type(module).__name__} has no parameter {name!r} of its own (is it "
+                "parametrized?); remove the parametrization or skip the layer"
+            )
     kept = {name: parameters[name] for name in tensors if name in parameters}
     try:
         for name in kept:

@@ -48,3 +48,43 @@ def test_the_model_is_left_as_it_was(net, data):
     before = copy.deepcopy(net.state_dict())
     mp.profile(net, data, ["w2a2"], "measured_loss")
     assert all((before[name] == value).all() for name, value in net.state_dict().items())
+
+
+def test_divergence_is_that_of_torch_on_substituted_weights(net, exact):
+    found = mp.profile(net, exact.inputs, ["w2", "w4"], "measured_kl")
+    log_p = net(exact.inputs).log_softmax(1)
+    for row, layer in enumerate(found.groups):
+        for column, name in enumerate(("int2", "int4")):
+            changed = copy.deepcopy(net)
+            weight = changed.get_submodule(layer).weight
+            weight.data = get(name).fake_quantize(weight.data)
+            log_q = changed(exact.inputs).log_softmax(1)
+            truth = nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+            assert found.loss[row, column] == pytest.approx(truth.item(), rel=1e-9)
+
+
+def test_divergence_does_not_read_the_labels(net, exact, data):
+    bare = mp.profile(net, mp.DataSet("d", exact.inputs, batch_size=5), ["w3"], "measured_kl")
+    assert np.array_equal(bare.loss, mp.profile(net, data, ["w3"], "measured_kl").loss)
+
+
+def test_noise_to_signal_ratio_at_the_output_is_measured_by_substitution(net, exact, data):
+    found = mp.profile(net, data, ["w3"], "sqnr")
+    y = net(exact.inputs)
+    for row, layer in enumerate(found.groups):
+        changed = copy.deepcopy(net)
+        weight = changed.get_submodule(layer).weight
+        weight.data = get("int3").fake_quantize(weight.data)
+        noise = (changed(exact.inputs) - y).square().sum(1)
+        truth = (noise / y.square().sum(1)).mean().item()
+        assert found.loss[row, 0] == pytest.approx(truth, rel=1e-9)
+
+
+def test_noise_to_signal_ratio_at_the_layer_compares_its_own_output(net, exact, data):
+    found = mp.profile(net, data, ["w3a4"], "sqnr", at="layer")
+    y = net.conv(exact.inputs)
+    rounded = get("int4").quantizer(*found.activation_ranges["conv"])(exact.inputs)
+    weight = get("int3").fake_quantize(net.conv.weight.detach())
+    noisy = nn.functional.conv2d(rounded, weight, net.conv.bias, stride=2, padding=1)
+    truth = ((noisy - y).square().sum() / y.square().sum()).item()
+    assert found.loss[found.groups.index("conv"), 0] == pytest.approx(truth, rel=1e-6)
