@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,15 @@ from mpsearch.errors import (
 )
 from mpsearch.refusing import least_use, refuse, refuse_below_least
 from mpsearch.schemas import Allocation, BudgetUse, Costs, Frontier, FrontierPoint, Profile
-from mpsearch_solvers import BackendError, MethodError, Problem, ProblemError, Solution, solve
+from mpsearch_solvers import (
+    BackendError,
+    MethodError,
+    PeakRows,
+    Problem,
+    ProblemError,
+    Solution,
+    solve,
+)
 from mpsearch_solvers import frontier as solve_frontier
 
 __all__ = [
@@ -76,8 +84,9 @@ def allocate(
     profile, costs = as_profile(profile), as_costs(costs)
     check_match(profile, costs)
     budgets = parse_budgets(budget)
-    limits = {b.resource: limit_of(b, costs, profile.offered) for b in budgets}
-    problem = _problem(profile, costs, limits, monotone)
+    offered = _offered(profile, costs, [b.resource for b in budgets])
+    limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
+    problem = _problem(profile, costs, limits, monotone, offered)
     with translated():
         solution = solve(
             problem,
@@ -88,8 +97,8 @@ def allocate(
             progress=on_solver_progress,
         )
     if solution.status not in _ANSWERED:
-        refuse(solution, budgets, limits, costs, profile.offered)
-    answer = _allocation(profile, costs, budgets, limits, solution, monotone, seed)
+        refuse(solution, budgets, limits, costs, offered)
+    answer = _allocation(profile, costs, budgets, limits, solution, monotone, seed, offered)
     return answer.solved_from(profile, costs)
 
 
@@ -124,21 +133,22 @@ def frontier(
     """
     profile, costs = as_profile(profile), as_costs(costs)
     check_match(profile, costs)
-    if resource not in costs.values:
-        raise UnknownNameError("resource", resource, costs.values)
+    if resource not in costs.resources:
+        raise UnknownNameError("resource", resource, costs.resources)
     budgets = [b for b in parse_budgets(budget) if b.resource != resource] if budget else []
-    limits = {b.resource: limit_of(b, costs, profile.offered) for b in budgets}
-    unlimited = {resource: math.fsum(costs.values[resource].max(axis=1))}
-    problem = _problem(profile, costs, unlimited | limits, monotone)
+    offered = _offered(profile, costs, [resource, *(b.resource for b in budgets)])
+    limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
+    unlimited = {resource: costs.extreme(resource, offered, least=False)}
+    problem = _problem(profile, costs, unlimited | limits, monotone, offered)
     with translated():
         solutions = list(solve_frontier(problem, resource, points, unsupported=unsupported))
     if solutions and solutions[0].status not in _ANSWERED:
-        refuse(solutions[0], budgets, limits, costs, profile.offered)
+        refuse(solutions[0], budgets, limits, costs, offered)
     uniform = {}
     for column, option in enumerate(profile.options):
-        if profile.offered[:, column].all():
+        if offered[:, column].all():
             uniform[option] = FrontierPoint(
-                usage=math.fsum(costs.values[resource][:, column]),
+                usage=costs.usage(resource, np.full(len(profile.groups), column)),
                 predicted_loss=math.fsum(profile.loss[:, column]),
                 bound=None,
                 gap=None,
@@ -184,10 +194,12 @@ def check_budgets(budget: Mapping[str, str | float], costs: Costs) -> None:
 
     Raises:
         InfeasibleError: A budget is below the least achievable use of its resource.
+        InputError: A group has no option that the device runs and every budget can price.
     """
     budgets = parse_budgets(budget)
-    limits = {b.resource: limit_of(b, costs) for b in budgets}
-    refuse_below_least(budgets, limits, costs)
+    offered = _offered(None, costs, [b.resource for b in budgets])
+    limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
+    refuse_below_least(budgets, limits, costs, offered)
 
 
 def as_profile(profile: Profile | str | Path) -> Profile:
@@ -242,17 +254,49 @@ def check_match(profile: Profile, costs: Costs) -> None:
         )
 
 
+def _offered(profile: Profile | None, costs: Costs, limited: Sequence[str]) -> NDArray[np.bool_]:
+    """Return what is both scored and to be had on the device; refuse a group left with nothing."""
+    for resource in limited:
+        if resource not in costs.resources:
+            raise UnknownNameError("resource", resource, costs.resources)
+    offered = costs.offered(limited)
+    if profile is not None:
+        offered &= profile.offered
+    empty = np.flatnonzero(~offered.any(axis=1))
+    if empty.size:
+        group = costs.groups[empty[0]]
+        reasons = "; ".join(
+            f"{option}: {reason}" for option, reason in costs.unavailable.get(group, {}).items()
+        )
+        unpriced = [name for name in limited if name in costs.values]
+        raise InputError(
+            f"group {group} is left without an option on {costs.hardware or 'this cost table'}: "
+            + (reasons or f"none of those scored has a price in {', '.join(unpriced)}")
+            + "; offer another option, or skip its layers"
+        )
+    return offered
+
+
 def _problem(
-    profile: Profile, costs: Costs, limits: Mapping[str, float], monotone: Monotone
+    profile: Profile,
+    costs: Costs,
+    limits: Mapping[str, float],
+    monotone: Monotone,
+    offered: NDArray[np.bool_],
 ) -> Problem:
-    loss = profile.loss if monotone == "keep" else _clamped(profile, costs)
+    rows = {}
+    for resource in set(limits) & set(costs.peaks):
+        cost, base = costs.peak_rows(resource)
+        names = tuple(step.name for step in costs.peaks[resource])
+        rows[resource] = PeakRows(names, cost, base)
     return Problem.from_arrays(
-        loss,
-        costs={resource: costs.values[resource] for resource in limits},
+        profile.loss if monotone == "keep" else _clamped(profile, costs),
+        costs={resource: costs.values[resource] for resource in limits if resource not in rows},
         limits=dict(limits),
         names=profile.groups,
         options=profile.options,
-        allowed=profile.offered,
+        allowed=offered,
+        rows=rows,
     )
 
 
@@ -276,12 +320,13 @@ def _allocation(
     solution: Solution,
     monotone: Monotone,
     seed: int,
+    offered: NDArray[np.bool_],
 ) -> Allocation:
     rows = np.arange(len(profile.groups))
-    usage = {
-        resource: math.fsum(table[rows, solution.indices])
-        for resource, table in costs.values.items()
-    }
+    assert solution.indices is not None
+    spent = {resource: costs.usage(resource, solution.indices) for resource in costs.resources}
+    # What was chosen may have no price in a resource without a budget.
+    usage = {resource: value for resource, value in spent.items() if not math.isnan(value)}
     layers = {
         layer: solution.choice[group]
         for group in profile.groups
@@ -302,7 +347,8 @@ def _allocation(
                 limit=limits[b.resource],
                 usage=usage[b.resource],
                 unit=costs.units[b.resource],
-                least=least_use(costs, b.resource, profile.offered),
+                least=least_use(costs, b.resource, offered),
+                binding_step=solution.binding_steps.get(b.resource),
             )
             for b in budgets
         },
@@ -319,7 +365,7 @@ def _allocation(
         monotone=monotone,
         seed=seed,
         model=profile.model or costs.model,
-        warnings=profile.warnings,
+        warnings=[*profile.warnings, *costs.warnings],
     )
 
 

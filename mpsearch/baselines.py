@@ -51,8 +51,9 @@ class Rules:
             limits: Budget of each limited resource, in base units.
         """
         self._options = profile.options
-        self._offered = profile.offered
-        self._tables = [(costs.values[resource], limit) for resource, limit in limits.items()]
+        self._offered = profile.offered & costs.offered(limits)
+        # Sums are one row, peaks one for every step; all costs add up along a row.
+        self._rows = [row for name, limit in limits.items() for row in _rows(costs, name, limit)]
         self._order = self._relative_cost()
 
     def all(self, seed: int) -> list[Rule]:
@@ -121,12 +122,14 @@ class Rules:
             Whether every budget is met.
         """
         rows = np.arange(len(columns))
-        return all(math.fsum(table[rows, columns]) <= limit for table, limit in self._tables)
+        return all(
+            math.fsum([base, *table[rows, columns]]) <= limit for table, base, limit in self._rows
+        )
 
     def _relative_cost(self) -> NDArray[np.float64]:
         """Rank options within a group by the share of each budget they take, summed."""
         total = np.zeros(self._offered.shape)
-        for table, limit in self._tables:
+        for table, _, limit in self._rows:
             total += table / limit
         return np.where(self._offered, total, np.nan)
 
@@ -165,3 +168,13 @@ class Rules:
     def _cheaper(self, group: int, column: int) -> Columns:
         price = self._order[group]
         return np.flatnonzero(price < price[column])
+
+
+def _rows(
+    costs: Costs, resource: str, limit: float
+) -> list[tuple[NDArray[np.float64], float, float]]:
+    """Return costs, groups x options, what is used anyway, and the limit, of every row."""
+    if resource in costs.values:
+        return [(costs.values[resource], 0.0, limit)]
+    steps, base = costs.peak_rows(resource)
+    return [(step, start, limit) for step, start in zip(steps, base.tolist(), strict=True)]

@@ -150,8 +150,8 @@ def limit_of(budget: Budget, costs: Costs, offered: NDArray[np.bool_] | None = N
         UnknownNameError: The resource is not priced, or the unit does not exist.
         BudgetError: A relative budget of a resource that has no float baseline.
     """
-    if budget.resource not in costs.values:
-        raise UnknownNameError("resource", budget.resource, costs.values)
+    if budget.resource not in costs.resources:
+        raise UnknownNameError("resource", budget.resource, costs.resources)
     if budget.kind == "relative":
         if budget.resource not in costs.baseline:
             raise BudgetError(
@@ -176,14 +176,13 @@ def limit_of(budget: Budget, costs: Costs, offered: NDArray[np.bool_] | None = N
 
 
 def _between(budget: Budget, costs: Costs, offered: NDArray[np.bool_] | None) -> float:
-    table = costs.values[budget.resource]
-    mask = np.ones(table.shape, bool) if offered is None else offered.copy()
+    mask = costs.offered([budget.resource]) if offered is None else offered
     # The way runs between quantized allocations; `float` would stretch it. A group that is
     # offered nothing else keeps it.
     quantized = mask & (np.array(costs.options) != "float")
     mask = np.where(quantized.any(axis=1, keepdims=True), quantized, mask)
-    cheapest = math.fsum(np.where(mask, table, np.inf).min(axis=1))
-    dearest = math.fsum(np.where(mask, table, -np.inf).max(axis=1))
+    cheapest = costs.extreme(budget.resource, mask)
+    dearest = costs.extreme(budget.resource, mask, least=False)
     return cheapest + budget.amount * (dearest - cheapest)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -28,9 +27,9 @@ def least_use(costs: Costs, resource: str, offered: Offered | None = None) -> fl
         offered: Bool mask of what groups are offered, groups x options; None: everything.
 
     Returns:
-        The sum over groups of each one's cheapest option, in the resource's unit.
+        With every group at its cheapest option, in the resource's unit.
     """
-    return math.fsum(_masked(costs, resource, offered).min(axis=1))
+    return costs.extreme(resource, offered)
 
 
 def refuse_below_least(
@@ -106,13 +105,14 @@ def _written(budget: Budget, limits: Mapping[str, float], costs: Costs) -> str:
     return f"{budget.resource}={budget.text} ({meant})"
 
 
-def _masked(costs: Costs, resource: str, offered: Offered | None) -> NDArray[np.float64]:
-    table = costs.values[resource]
-    return table if offered is None else np.where(offered, table, np.inf)
-
-
 def _cheapest(costs: Costs, resource: str, offered: Offered | None) -> str:
-    columns = set(_masked(costs, resource, offered).argmin(axis=1).tolist())
+    mask = costs.offered([resource]) if offered is None else offered
+    if resource in costs.values:
+        table = costs.values[resource]
+    else:
+        # A peak is lowest with every group lowest in every step it takes part in.
+        table = costs.peak_rows(resource)[0].sum(axis=0)
+    columns = set(np.where(mask, table, np.inf).argmin(axis=1).tolist())
     if len(columns) == 1:
         return f"all groups at {costs.options[columns.pop()]}"
     return "every group at its cheapest option"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -85,12 +88,14 @@ def _bar(bits: float, longest: float) -> str:
 
 
 def _budgets(allocation: Allocation) -> RenderableType:
-    table = _table("Resources", "resource", "used", "budget", "share", "least possible")
+    table = _table(
+        "Resources", "resource", "used", "budget", "share", "least possible", "one more saves"
+    )
     for resource, used in allocation.costs.items():
         unit = allocation.units.get(resource, "")
         budget = allocation.budgets.get(resource)
         if budget is None:
-            table.add_row(resource, format_amount(used, unit), "–", "–", "–", style="dim")
+            table.add_row(resource, format_amount(used, unit), *["–"] * 4, style="dim")
             continue
         table.add_row(
             resource,
@@ -98,13 +103,26 @@ def _budgets(allocation: Allocation) -> RenderableType:
             f"{format_amount(budget.limit, unit)} ({budget.requested})",
             f"{budget.usage / budget.limit:.1%}",
             format_amount(budget.least, unit),
+            _shadow_price(allocation, resource),
         )
+    steps = [
+        f"{resource} peaks at {budget.binding_step}"
+        for resource, budget in allocation.budgets.items()
+        if budget.binding_step
+    ]
     fixed = allocation.fixed.get("weight_memory")
     if fixed:
-        table.caption = (
-            f"beside the budget, in float32: {format_amount(fixed, 'B')} of weight_memory"
-        )
+        steps.append(f"beside the budget, in float32: {format_amount(fixed, 'B')} of weight_memory")
+    table.caption = "\n".join(steps) or None
     return table
+
+
+def _shadow_price(allocation: Allocation, resource: str) -> str:
+    """Say how much predicted loss one per cent more of a budget would save, from the dual."""
+    price = allocation.shadow_prices.get(resource)
+    if price is None:
+        return "–"
+    return f"{price * allocation.budgets[resource].limit / 100:.3g} loss per 1%"
 
 
 def _certificate(allocation: Allocation) -> RenderableType:
@@ -186,16 +204,35 @@ def costs_table(costs: Costs) -> RenderableType:
     Returns:
         Something rich can print.
     """
-    tables = []
+    tables: list[RenderableType] = []
     for resource, values in costs.values.items():
         unit = costs.units[resource]
         table = _table(f"{resource}", "group", *costs.options)
         for row, group in enumerate(costs.groups):
-            table.add_row(group, *(format_amount(float(x), unit) for x in values[row]))
+            reasons = costs.unavailable.get(group, {})
+            cells = [
+                "–" if math.isnan(value) or option in reasons else format_amount(value, unit)
+                for option, value in zip(costs.options, values[row].tolist(), strict=True)
+            ]
+            table.add_row(group, *cells)
         if resource in costs.baseline:
             table.caption = f"float model: {format_amount(costs.baseline[resource], unit)}"
         tables.append(table)
-    return Group(*tables)
+    tables += [_peak_table(costs, resource) for resource in costs.peaks]
+    return Group(*tables, *[Text(f"warning: {warning}", "yellow") for warning in costs.warnings])
+
+
+def _peak_table(costs: Costs, resource: str) -> Table:
+    """Show what the model peaks at with every group at the same option, which has no rows."""
+    table = _table(f"{resource}, a peak over {len(costs.peaks[resource])} steps", "all groups at")
+    table.add_column("peak", justify="right")
+    unit = costs.units[resource]
+    for column, option in enumerate(costs.options):
+        peak = costs.usage(resource, np.full(len(costs.groups), column))
+        table.add_row(option, format_amount(peak, unit))
+    if resource in costs.baseline:
+        table.caption = f"float model: {format_amount(costs.baseline[resource], unit)}"
+    return table
 
 
 def frontier_table(frontier: Frontier) -> RenderableType:

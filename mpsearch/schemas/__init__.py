@@ -9,7 +9,7 @@ from mpsearch.schemas.allocation import (
     Measurement,
     Verification,
 )
-from mpsearch.schemas.costs import Costs
+from mpsearch.schemas.costs import Costs, PeakStep
 from mpsearch.schemas.profile import DataRecord, ModelRecord, Profile
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "FrontierPoint",
     "Measurement",
     "ModelRecord",
+    "PeakStep",
     "Profile",
     "Verification",
 ]

@@ -31,6 +31,9 @@ class BudgetUse(Record):
     usage: float = Field(description="in `unit`, summed exactly over the original costs")
     unit: str
     least: float = Field(description="least achievable use of this resource alone, in `unit`")
+    binding_step: str | None = Field(
+        default=None, description="schedule step at which a peak resource peaks; null for sums"
+    )
 
 
 class Measurement(Record):
