@@ -16,6 +16,8 @@ _CLASSES = {
     "greedy": "mpsearch_solvers.greedy:Greedy",
     "brute_force": "mpsearch_solvers.brute_force:BruteForce",
     "quadratic": "mpsearch_solvers.quadratic:Quadratic",
+    "evolutionary": "mpsearch_solvers.evolutionary:EvolutionarySearch",
+    "local_search": "mpsearch_solvers.local_search:LocalSearch",
 }
 
 
