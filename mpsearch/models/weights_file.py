@@ -2,48 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mpsearch.errors import ModelError
+from mpsearch.models.safetensors_header import DEFAULT_LIMITS, Limits, TensorEntry, read_header
 
-__all__ = ["check_finite", "load_weights"]
+__all__ = ["check_finite", "load_weights", "read_tensors"]
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
     """Load every parameter and buffer of a model from a safetensors file, in place.
 
     Args:
         model: The architecture; its tensors are overwritten.
         path: The `.safetensors` file.
+        limits: What the file's header may cost.
 
     Raises:
         ModelError: The file is missing or broken, tensors are missing, left over or of another
             shape, or a weight is NaN or infinite. The model is not touched then.
     """
-    try:
-        found = load_file(path)
-    except FileNotFoundError as error:
-        raise ModelError(f"no weights file at {path}") from error
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
     wanted = model.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in found]
+    stand_in = _check_fit(type(model).__name__, wanted, read_header(path, limits).tensors, path)
+    found = read_tensors(path, limits)
+    check_finite(found, str(path))
+    model.load_state_dict(found | {name: found[other] for name, other in stand_in.items()})
+
+
+def read_tensors(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file, its header checked first.
+
+    Args:
+        path: The file.
+        limits: What its header may cost.
+
+    Returns:
+        Name -> tensor.
+
+    Raises:
+        ModelError: The file is missing or broken, or holds a type this torch does not have.
+    """
+    names = read_header(path, limits).tensors
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, AttributeError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _check_fit(
+    model: str,
+    wanted: Mapping[str, torch.Tensor],
+    found: Mapping[str, TensorEntry],
+    path: str | Path,
+) -> dict[str, str]:
+    """Compare names and shapes before a single tensor is read.
+
+    Returns:
+        Name that the file leaves out -> name in the file of the tensor that shares its storage,
+        which is how tied weights are saved.
+
+    Raises:
+        ModelError: They differ.
+    """
+    missing = [name for name in wanted if name not in found]
+    stand_in = {}
+    for name in missing:
+        tensor = wanted[name]
+        for other in found:
+            if other in wanted and tensor.numel() and _same_storage(wanted[other], tensor):
+                stand_in[name] = other
+                break
+    problems = [f"missing {name}" for name in missing if name not in stand_in]
     problems += [f"unexpected {name}" for name in found if name not in wanted]
     problems += [
-        f"{name} has shape {tuple(found[name].shape)}, the model wants {tuple(wanted[name].shape)}"
+        f"{name} has shape {found[name].shape}, the model wants {tuple(wanted[name].shape)}"
         for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
+        if name in found and found[name].shape != tuple(wanted[name].shape)
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else "")
-        raise ModelError(f"{path} does not fit {type(model).__name__}: {shown}")
-    check_finite(found, str(path))
-    model.load_state_dict(found)
+        more = len(problems) - 8
+        shown = "; ".join(problems[:8]) + (f"; … and {more} more" if more > 0 else "")
+        raise ModelError(f"{path} does not fit {model}: {shown}")
+    return stand_in
+
+
+def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+    )
 
 
 def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
@@ -59,8 +113,16 @@ def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
     broken = [
         name
         for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if tensor.is_floating_point() and not _is_finite(tensor)
     ]
     if broken:
         shown = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
         raise ModelError(f"{where} has NaN or infinite values in {len(broken)} tensors: {shown}")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.element_size() == 1:
+        if str(tensor.dtype).startswith("torch.float4"):
+            return True  # has no code for NaN or infinity
+        tensor = tensor.float()  # torch cannot ask an 8-bit float directly
+    return bool(torch.isfinite(tensor).all())
