@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mpsearch_solvers.greedy import Greedy
 from mpsearch_solvers.method import Outcome, Run
 from mpsearch_solvers.model import Model, compile_problem
 from mpsearch_solvers.problem import Ints
@@ -14,6 +15,7 @@ from mpsearch_solvers.selection import select
 
 _GAP = 1e-4
 _SHARE = 0.5
+_GRACE = 1.0
 
 
 def solve_linear(model: Model, run: Run) -> Outcome:
@@ -34,7 +36,11 @@ def solve_linear(model: Model, run: Run) -> Outcome:
     plain = plain.restricted(model.allowed)
     remaining = run.remaining
     terms = Run(gap=_GAP, time_limit=None if remaining is None else max(0.05, _SHARE * remaining))
-    return load_method(select(plain)[0]).solve(plain, terms)
+    found = load_method(select(plain)[0]).solve(plain, terms)
+    if found.indices is None and not found.exhausted and plain.peak is None:
+        # Out of time before the first answer: one greedy pass is better than none.
+        return Greedy().solve(plain, Run(time_limit=_GRACE))
+    return found
 
 
 def _is_allowed(model: Model, indices: Ints) -> bool:
