@@ -19,7 +19,7 @@ from mpsearch.models.layers import Layer, evaluation_mode, forward
 from mpsearch.progress import Progress
 from mpsearch.quantize import layer_weight, weight_deviation
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
-from mpsearch.sensitivity.taps import own_use, watch_inputs
+from mpsearch.sensitivity.taps import frozen, own_use, watch_inputs
 
 __all__ = ["GradientDeviation", "differentiated", "layer_weights", "refuse_flat"]
 
@@ -56,7 +56,12 @@ class GradientDeviation(Estimator):
         losses: list[float] = []
         weights = layer_weights(task.model, task.layers)
         total = math.ceil(len(task.data) / task.data.batch_size)
-        with ExitStack() as hooks, differentiated(weights), evaluation_mode(task.model):
+        with (
+            ExitStack() as hooks,
+            frozen(task.model),
+            differentiated(weights),
+            evaluation_mode(task.model),
+        ):
             if task.activation_formats:
                 hooks.enter_context(watch_inputs(task, _input_watcher(task, products, leaves)))
             for done, (inputs, target) in enumerate(task.data.batches(), 1):

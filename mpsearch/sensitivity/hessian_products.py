@@ -18,7 +18,7 @@ from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
 from mpsearch.sensitivity.gradient import differentiated, layer_weights
 from mpsearch.sensitivity.protocol import ScoringTask
-from mpsearch.sensitivity.taps import own_use, watch_inputs
+from mpsearch.sensitivity.taps import frozen, own_use, watch_inputs
 
 __all__ = [
     "ProbeRound",
@@ -65,7 +65,12 @@ def taped_round(task: ScoringTask, numbers: range) -> ProbeRound:
     on_inputs = np.zeros_like(on_weights)
     total = len(numbers) * math.ceil(len(task.data) / task.data.batch_size)
     done, losses = 0, []
-    with ExitStack() as hooks, differentiated(weights), evaluation_mode(task.model):
+    with (
+        ExitStack() as hooks,
+        frozen(task.model),
+        differentiated(weights),
+        evaluation_mode(task.model),
+    ):
         if task.activation_formats:
             hooks.enter_context(watch_inputs(task, watch.watch))
         for batch, (inputs, target) in enumerate(task.data.batches()):

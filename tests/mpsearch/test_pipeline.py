@@ -168,7 +168,6 @@ def test_weights_that_are_nan_name_the_tensor(small) -> None:
         (torch.full((2, 6), float("nan")), "12 values"),
         ((torch.zeros(3, 6), torch.zeros(2)), "3 inputs but 2 targets"),
         (torch.zeros(2, 7), "does not accept inputs"),
-        (torch.zeros(2, 6), "needs targets"),
         ((torch.zeros(2, 6), torch.zeros(2, 9, 9)), "do not fit outputs"),
         ([{"x": 1}], "a batch must be"),
         ([torch.zeros(2, 6), (torch.zeros(2, 6), torch.zeros(2))], "some batches"),
@@ -177,6 +176,15 @@ def test_weights_that_are_nan_name_the_tensor(small) -> None:
 def test_bad_data_is_refused(small, data: object, words: str) -> None:
     with pytest.raises(DataError, match=words):
         mp.profile(small[0], data, ["w4a8"])
+
+
+def test_without_targets_the_loss_is_the_divergence_from_the_float_model(small) -> None:
+    model, (inputs, _) = small
+    result = mp.search(model, inputs, ["w2a8", "w8a8"], {"bops": "50%"})
+    assert result.verification.loss_function == "kl_to_float"
+    assert result.verification.float_model.loss == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(DataError, match="needs targets"):
+        mp.profile(model, inputs, ["w2a8"], loss="cross_entropy")
 
 
 def test_a_loss_of_the_users_own_is_scored_and_named(small) -> None:
