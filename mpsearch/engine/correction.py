@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,7 @@ class _ChannelMoments:
         return spread.clamp(min=0) / max(1, self._count - 1)
 
 
-@contextmanager
-def correct_biases(
-    quantizer: Quantizer, choice: Mapping[str, Option], data: DataSet
-) -> Iterator[None]:
+def correct_biases(quantizer: Quantizer, choice: Mapping[str, Option], data: DataSet) -> ExitStack:
     """Give every quantized layer's output channels their mean in float back.
 
     Layers are corrected in order of execution, each measured with those before it quantized and
@@ -71,8 +68,8 @@ def correct_biases(
         choice: Layer -> option.
         data: Its calibration part is run once for every corrected layer.
 
-    Yields:
-        Nothing; on leaving, the old biases are back.
+    Returns:
+        What puts the old biases back; open until it is closed.
 
     Raises:
         InputError: None of the layers is of a kind that can be corrected.
@@ -85,18 +82,17 @@ def correct_biases(
     if not modules:
         raise InputError("correct_bias: no layer of the allocation is linear or a convolution")
     wanted = _output_means(quantizer.model, modules, data.batches())
-    with ExitStack() as undo:
-        with quantizer.options(choice):
-            for name in wanted:  # in order of execution
-                module = modules[name]
-                found = _output_means(quantizer.model, {name: module}, data.batches())
-                missing = (wanted[name] - found[name]).to(_weight_of(module))
-                bias = module.bias
-                undo.callback(setattr, module, "bias", bias)
-                corrected = missing if bias is None else bias.detach() + missing
-                trained = bias is None or bias.requires_grad
-                module.bias = nn.Parameter(corrected, requires_grad=trained)
-        yield
+    with ExitStack() as undo, quantizer.options(choice):
+        for name in wanted:  # in order of execution
+            module = modules[name]
+            found = _output_means(quantizer.model, {name: module}, data.batches())
+            missing = (wanted[name] - found[name]).to(_weight_of(module))
+            bias = module.bias
+            undo.callback(setattr, module, "bias", bias)
+            corrected = missing if bias is None else bias.detach() + missing
+            trained = bias is None or bias.requires_grad
+            module.bias = nn.Parameter(corrected, requires_grad=trained)
+        return undo.pop_all()
 
 
 def _weight_of(module: nn.Module) -> Tensor:
@@ -123,8 +119,7 @@ def _output_means(
     return {name: found.mean for name, found in moments.items() if found.seen}
 
 
-@contextmanager
-def reestimate_batchnorms(model: nn.Module, data: DataSet) -> Iterator[None]:
+def reestimate_batchnorms(model: nn.Module, data: DataSet) -> ExitStack:
     """Measure the mean and variance that every batch norm sees, over all batches together.
 
     While measuring, each batch is normalised by its own statistics, as in training, so that the
@@ -134,8 +129,8 @@ def reestimate_batchnorms(model: nn.Module, data: DataSet) -> Iterator[None]:
         model: The model, quantized.
         data: Its calibration part is run once.
 
-    Yields:
-        Nothing; on leaving, the old statistics are back.
+    Returns:
+        What puts the old statistics back; open until it is closed.
 
     Raises:
         InputError: The model has no batch norm with running statistics.
@@ -170,7 +165,7 @@ def reestimate_batchnorms(model: nn.Module, data: DataSet) -> Iterator[None]:
                 _set_statistics(norm, moments[norm].mean, moments[norm].variance, None)
             else:
                 _set_statistics(norm, *before[norm])
-        yield
+        return undo.pop_all()
 
 
 _Statistics = tuple[Tensor, Tensor, Tensor | None]

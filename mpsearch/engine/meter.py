@@ -86,6 +86,7 @@ class AllocationMeter:
         Returns:
             Loss and metric over all batches.
         """
+        self._refuse_options()
         tally = Tally(self._loss)
         with torch.no_grad(), evaluation_mode(self._quantizer.model):
             for index, (inputs, _) in enumerate(self._batches):
@@ -107,6 +108,7 @@ class AllocationMeter:
         Returns:
             Their measurements, in order; the same numbers as `measure` gives.
         """
+        self._refuse_options()
         tallies = [Tally(self._loss) for _ in choices]
         total = len(choices) * len(self._batches)
         with torch.no_grad(), evaluation_mode(self._quantizer.model):
@@ -118,6 +120,13 @@ class AllocationMeter:
                     if on_step is not None:
                         on_step(index * len(choices) + number, total)
         return [tally.measurement() for tally in tallies]
+
+    def _refuse_options(self) -> None:
+        if self._quantizer.active:
+            raise InputError(
+                "the quantizer has options on already, so choices would be measured on top of "
+                "them; leave its `options` context before measuring"
+            )
 
     def _recorded(self, index: int, *, keep: bool) -> Recording | None:
         """Give the recording of a batch, making it if that is worth while."""

@@ -93,6 +93,12 @@ class Quantizer:
         self._activations: dict[tuple[str, Format], ActivationQuantizer] = {}
         # What parameters held before options were put on, so that contexts can be nested.
         self._originals: dict[str, Tensor] = {}
+        self._contexts = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether some options are on."""
+        return self._contexts > 0
 
     def original(self, layer: str) -> Tensor:
         """Give a layer's weight in float, also while options are on.
@@ -158,11 +164,20 @@ class Quantizer:
         Yields:
             The model, quantized until the context is left, by an exception too.
         """
-        with self.put_on(choice):
-            yield self.model
+        originals = dict(self._originals)
+        self._contexts += 1
+        try:
+            with self.put_on(choice):
+                yield self.model
+        finally:
+            self._contexts -= 1
+            self._originals = originals
 
     def put_on(self, choice: Mapping[str, Option]) -> ExitStack:
         """Put options on until the stack that is returned is closed.
+
+        The stack refers to the parameters that it puts back, not to the model or the quantizer.
+        For temporary changes use `options`, after which the quantizer can be used again.
 
         Args:
             choice: As in `options`.
@@ -231,9 +246,7 @@ class Quantizer:
                 before = parameter.data
                 undo.callback(setattr, parameter, "data", before)
                 parameter.data = quantized
-            if site.parameters[0] not in self._originals:
-                self._originals[site.parameters[0]] = before
-                undo.callback(self._originals.pop, site.parameters[0])
+            self._originals.setdefault(site.parameters[0], before)
 
     def _rounding(self, use: Use, activation_format: Format) -> Callable[..., Tensor]:
         if activation_format.is_float:
