@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mpsearch_solvers.balancing import balance, useful_options
 from mpsearch_solvers.greedy import Greedy
 from mpsearch_solvers.lagrangian import Knapsack
-from mpsearch_solvers.meeting import Core, Meeting, halve, list_half
+from mpsearch_solvers.meeting import Core, Meeting, halve, list_half, list_pairs
 from mpsearch_solvers.method import Outcome, Run, relative_gap
 from mpsearch_solvers.model import Model
 from mpsearch_solvers.presolve import Prepared, Presolve, prepare
-from mpsearch_solvers.problem import Bools, Floats, Ints
+from mpsearch_solvers.problem import Floats, Ints
 from mpsearch_solvers.tree import (
     Node,
     bound_part,
@@ -36,6 +37,8 @@ _NODE_SIZES = (2_000, 60_000)
 _NODES = 3_000
 _DIVE_SWAPS = 3_000
 _PATIENCE = 4
+_POLISHES = 6
+_POLISH_SWAPS = 400
 _PAIRS = 3e6
 
 
@@ -102,16 +105,49 @@ class _Search:
         if not self.prepared.rows:
             self._offer(knapsack.loss.argmin(axis=1))
             self.multipliers = np.zeros(0)
+            self.floor = math.inf
             return self._outcome()
         root = self._root(knapsack)
         if root is None:
+            self.floor = math.inf
             return self._outcome()
         self._round(root)
         if root.point is None or self._is_closed(root.bound):
             self.closed = root.bound
             return self._outcome()
+        self._balance(root)
         self._dive(root)
         return self._grow(root)
+
+    def _balance(self, root: Node) -> None:
+        """Round the relaxation by single swaps, then by a short list around the result."""
+        core = root.core
+        assert root.point is not None
+        indices = balance(core, useful_options(core, _DIVE_SWAPS))
+        self._offer(root.part.whole(indices))
+        if self.incumbent is not None and root.bound >= self._target:
+            return
+        for _ in range(_POLISHES):
+            if self.run.is_over:
+                return
+            better = self._polish(root, Core(core.knapsack, root.point, indices))
+            if better is None or root.bound >= self._target:
+                return
+            indices = better
+
+    def _polish(self, root: Node, core: Core) -> Ints | None:
+        """Return the best choice up to four swaps away from a core's base, if it is better."""
+        reach = self._scaled_value - root.bound - core.start - self._tolerance
+        swaps = core.useful_swaps(reach, _POLISH_SWAPS)
+        groups = halve(swaps)
+        halves = (list_pairs(swaps, groups[0]), list_pairs(swaps, groups[1]))
+        spent = (halves[0].spent, halves[1].spent)
+        meeting = self._meeting(root, core, min(reach, _affordable(core, spent, 0.0)))
+        meeting.match(swaps, groups, halves)
+        if meeting.indices is None:
+            return None
+        self._offer(root.part.whole(meeting.indices))
+        return meeting.indices
 
     def _dive(self, root: Node) -> None:
         """Look for a good incumbent among the cheapest swaps; proves nothing.
@@ -120,7 +156,7 @@ class _Search:
         large group over many small ones, which a list of a few swaps cannot.
         """
         assert root.point is not None
-        part = root.part.restricted(_dive_options(root.core))
+        part = root.part.restricted(useful_options(root.core, _DIVE_SWAPS))
         node = bound_part(part, self.run, root.point.multipliers, math.inf, 1, reach=0.1)
         idle = -_PATIENCE * _PATIENCE
         while node is not None and node.point is not None and idle < _PATIENCE:
@@ -128,20 +164,18 @@ class _Search:
                 return
             before = self.value
             self._round(node)
-            self._look(node)
+            self._look(node, node.core)
             # More patience before the first success: large groups are rounded first.
             idle = 0 if self.value < before else idle + 1
             node = self._best_child(node)
         if node is not None and node.point is None:
             self._offer(node.part.decided)
 
-    def _look(self, node: Node) -> None:
+    def _look(self, node: Node, core: Core) -> None:
         """Offer the best choice of one short list."""
-        needed = self._reach(node)
-        if self.incumbent is None:
-            needed = float(node.core.excess[node.core.knapsack.allowed].sum())
-        threshold = threshold_for(node.core, self.settings.node_sizes[0], needed)
-        meeting = self._meet(node, threshold) if threshold > 0.0 else None
+        needed = min(self._reach(node), self._needed(node)) - core.start
+        threshold = threshold_for(core, self.settings.node_sizes[0], needed)
+        meeting = self._meet(node, core, threshold) if threshold > 0.0 else None
         if meeting is not None and meeting.indices is not None:
             self._offer(node.part.whole(meeting.indices))
 
@@ -268,6 +302,15 @@ class _Search:
             return math.inf
         return max(self._scaled_value - node.bound, 0.0) + self._tolerance
 
+    def _needed(self, node: Node) -> float:
+        """Return the excess up to which a node's list must be complete to close it."""
+        if self.incumbent is not None:
+            return self._target - node.bound
+        # No choice loses more than this, so a list up to here holds every feasible one.
+        knapsack = node.part.knapsack
+        most = node.part.loss + float(np.where(knapsack.allowed, knapsack.loss, 0.0).max(1).sum())
+        return (most - node.bound) * (1 + 1e-9) + 1e-9
+
     def _is_closed(self, bound: float) -> bool:
         """Return whether nothing above a bound matters any more, and note the bound if so."""
         if self.incumbent is None or bound < self._target:
@@ -281,13 +324,11 @@ class _Search:
         listed = 0.0
         sizes = self.settings.sizes if node.depth == 0 else self.settings.node_sizes
         for size in sizes:
-            needed = self._target - node.bound
-            if self.incumbent is None:
-                needed = float(core.excess[core.knapsack.allowed].sum())
+            needed = self._needed(node)
             threshold = min(needed, threshold_for(core, size, needed))
             if threshold <= listed:
                 continue
-            meeting = self._meet(node, threshold)
+            meeting = self._meet(node, core, threshold)
             if meeting is None:
                 return False
             found = self._offer(
@@ -298,6 +339,8 @@ class _Search:
                 excess = meeting.best if found else math.inf
                 if self._is_closed(node.bound + min(threshold, excess)):
                     return True
+                if self.incumbent is None and threshold >= needed:
+                    return True
             if node.depth == 0:
                 self.floor = max(self.floor, node.bound + min(listed, meeting.best))
             self._tell("listing")
@@ -305,8 +348,7 @@ class _Search:
                 return False
         return False
 
-    def _meet(self, node: Node, threshold: float) -> Meeting | None:
-        core = node.core
+    def _meet(self, node: Node, core: Core, threshold: float) -> Meeting | None:
         swaps = core.swaps(threshold)
         groups = halve(swaps)
         first = list_half(swaps, groups[0], threshold, lambda: self.run.is_over)
@@ -317,15 +359,19 @@ class _Search:
             return None
         reach = math.inf
         if self.incumbent is not None:
-            reach = self._scaled_value - node.bound - self._tolerance
-        meeting = Meeting(
+            reach = self._scaled_value - node.bound - core.start - self._tolerance
+        widest = _affordable(core, (first.spent, second.spent), threshold)
+        meeting = self._meeting(node, core, min(reach, widest))
+        meeting.match(swaps, groups, (first, second))
+        return meeting
+
+    def _meeting(self, node: Node, core: Core, threshold: float) -> Meeting:
+        return Meeting(
             core,
-            min(reach, _affordable(core, (first.spent, second.spent), threshold)),
+            threshold,
             lambda indices: self.prepared.model.is_feasible(node.part.whole(indices)),
             lambda: self.run.is_over,
         )
-        meeting.match(swaps, groups, (first, second))
-        return meeting
 
     def _hand_over(self, root: Node) -> Outcome:
         """Give the core that reduced-cost fixing leaves to a MIP solver."""
@@ -349,7 +395,7 @@ class _Search:
         scaled = min(self.closed, self.floor)
         if scaled == -math.inf:
             return None
-        if self.incumbent is not None and scaled >= self._scaled_value - self._tolerance:
+        if self.incumbent is not None and scaled >= self._scaled_value - 2.0 * self._tolerance:
             return self.value
         return self.prepared.objective.restore(scaled) if scaled < math.inf else None
 
@@ -372,34 +418,16 @@ class _Search:
         return Outcome(self.incumbent, bound, exhausted, multipliers=prices)
 
 
-def _dive_options(core: Core) -> Bools:
-    """Return the options that a dive considers: cheap ones, and cheap ones for their weight.
-
-    Small groups have the cheapest swaps, but only swaps of weight can make up for the rounding
-    of a large group: those whose excess is least beside the spending they move.
-    """
-    kept = core.kept(0.0)
-    cost = core.knapsack.cost
-    base = np.take_along_axis(cost, core.base[None, :, None], axis=2)
-    moved = np.tensordot(core.point.multipliers, np.abs(cost - base), axes=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weighed = np.where(moved > 0.0, core.excess / moved, np.inf)
-    for measure in (core.excess, weighed):
-        others = np.where(kept, np.inf, measure)
-        place = min(_DIVE_SWAPS, others.size - 1)
-        most = np.partition(others.ravel(), place)[place]
-        kept = kept | ((others <= most) & np.isfinite(others))
-    return kept
-
-
 def _affordable(core: Core, spent: tuple[Floats, Floats], threshold: float) -> float:
     """Return how far beyond the threshold pairs can be looked for at bearable cost."""
     pairs = float(spent[0].shape[1]) * float(spent[1].shape[1])
-    spreads = np.sort([
-        float(max(np.ptp(price * table[row]) for table in spent))
-        for row, price in enumerate(core.point.multipliers)
-        if price > 0.0
-    ])[::-1][:3]
+    spreads = np.sort(
+        [
+            float(max(np.ptp(price * table[row]) for table in spent))
+            for row, price in enumerate(core.point.multipliers)
+            if price > 0.0
+        ]
+    )[::-1][:3]
     spreads = spreads[spreads > 0.0]
     if not len(spreads) or pairs <= _PAIRS:
         return math.inf

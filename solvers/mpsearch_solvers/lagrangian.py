@@ -18,7 +18,7 @@ from mpsearch_solvers.method import Run
 from mpsearch_solvers.problem import Bools, Floats, Ints
 
 _ROUNDS = 400
-_CLOSED = 1e-10
+_CLOSED = 1e-12
 _STALLED = 25
 
 
@@ -174,70 +174,89 @@ def _first_guess(knapsack: Knapsack, start: Floats | None) -> Floats:
 def _cutting_planes(
     dual: Dual, run: Run, guess: Floats, ceiling: float, radius: Floats
 ) -> tuple[DualPoint, list[DualPoint]]:
-    master = _Master(len(guess))
     best = dual.evaluate(guess)
     visited = [best]
-    master.add(best)
+    master = _Master()
+    unit = max(1e-9, abs(best.value))
     stalled = 0
     for _ in range(_ROUNDS):
-        low = np.maximum(best.multipliers - radius, 0.0)
-        high = best.multipliers + radius
-        multipliers, promise = master.solve(low, high)
-        at_edge = bool(((multipliers >= high) | ((multipliers <= low) & (low > 0.0))).any())
-        closed = promise - best.value <= _CLOSED * max(1.0, abs(best.value))
+        multipliers, promise = master.solve(visited, best, radius, unit)
+        move = np.abs(multipliers - best.multipliers)
+        is_low = (multipliers > 0.0) & (multipliers < best.multipliers)
+        at_edge = bool(
+            (move >= radius * (1 - 1e-6))[is_low | (multipliers > best.multipliers)].any()
+        )
+        gain = promise - best.value
+        closed = gain <= _CLOSED * max(abs(best.value), 1e-6)
         if (closed and not at_edge) or stalled >= _STALLED or run.is_over:
             break
         point = dual.evaluate(multipliers)
         visited.append(point)
-        master.add(point)
+        if at_edge:
+            radius = 2.0 * radius
+        else:
+            # The master's tolerances are absolute, so its box and its unit follow the search.
+            radius = np.minimum(radius, np.maximum(8.0 * move.max() / radius.max(), 0.1) * radius)
+            unit = max(gain, 1e-15 * max(abs(best.value), 1e-6))
         if point.value > best.value:
-            small = point.value - best.value <= 1e-3 * (promise - best.value)
+            small = point.value - best.value <= 1e-3 * gain
             stalled = stalled + 1 if small and not at_edge else 0
             best = point
-            if at_edge:
-                radius = 2.0 * radius
             if best.value > ceiling:
                 return best, visited
         else:
             stalled += 1
-    weights = master.weights()
     mixture = tuple(
         (weight, visited[place].indices)
-        for place, weight in enumerate(weights.tolist())
+        for place, weight in enumerate(master.weights(len(visited)).tolist())
         if weight > 1e-9
     )
     return replace(best, mixture=mixture), visited
 
 
 class _Master:
-    """The linear program over all cuts so far: maximise t with t <= every cut, in a box."""
+    """The linear program over all cuts: maximise t with t <= every cut, in a box."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._columns = np.arange(rows + 1, dtype=np.int32)
+    def __init__(self) -> None:
         self._program = highspy.Highs()  # type: ignore[no-untyped-call]
         self._program.setOptionValue("output_flag", False)
-        for _ in range(rows):
-            self._program.addVar(0.0, highspy.kHighsInf)
-        self._program.addVar(-highspy.kHighsInf, highspy.kHighsInf)
-        self._program.changeColCost(rows, -1.0)
 
-    def add(self, point: DualPoint) -> None:
-        """Add the cut of one evaluated point."""
-        values = np.append(-point.slope, 1.0)
-        most = point.value - float(point.slope @ point.multipliers)
-        self._program.addRow(-highspy.kHighsInf, most, self._rows + 1, self._columns, values)
+    def solve(
+        self, points: list[DualPoint], centre: DualPoint, radius: Floats, unit: float
+    ) -> tuple[Floats, float]:
+        """Return the best multipliers in a box around the centre, and the value promised there.
 
-    def solve(self, low: Floats, high: Floats) -> tuple[Floats, float]:
-        """Return the best multipliers in the box and the value that the cuts promise there."""
-        self._program.changeColsBounds(self._rows, self._columns[:-1], low, high)
+        Values are measured from the centre's in the given unit, multipliers in box widths.
+        """
+        rows = len(radius)
+        slopes = np.array([point.slope for point in points])
+        origins = np.array([point.multipliers for point in points])
+        values = np.array([point.value for point in points])
+        least = (
+            values - centre.value + (slopes * (centre.multipliers - origins)).sum(axis=1)
+        ) / unit
+        low = np.maximum(-1.0, -centre.multipliers / radius)
+        program = highspy.HighsLp()
+        program.num_col_, program.num_row_ = rows + 1, len(points)
+        program.col_cost_ = np.append(np.zeros(rows), -1.0)
+        program.col_lower_ = np.append(low, -highspy.kHighsInf)
+        program.col_upper_ = np.append(np.ones(rows), highspy.kHighsInf)
+        program.row_lower_ = np.full(len(points), -highspy.kHighsInf)
+        program.row_upper_ = least
+        program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        program.a_matrix_.start_ = np.arange(len(points) + 1) * (rows + 1)
+        program.a_matrix_.index_ = np.tile(np.arange(rows + 1), len(points))
+        steps = -slopes * radius / unit
+        program.a_matrix_.value_ = np.append(steps, np.ones((len(points), 1)), axis=1).ravel()
+        self._program.passModel(program)
         self._program.run()
         solution = np.array(self._program.getSolution().col_value)
-        multipliers: Floats = solution[:-1].clip(low, high)
-        return multipliers, float(solution[-1])
+        multipliers: Floats = np.maximum(centre.multipliers + radius * solution[:-1], 0.0)
+        return multipliers, centre.value + unit * float(solution[-1])
 
-    def weights(self) -> Floats:
-        """Return the weight of every cut in the relaxation's solution, from the duals."""
+    def weights(self, count: int) -> Floats:
+        """Return the weight of every cut in the relaxation's solution, from the last duals."""
         duals = -np.array(self._program.getSolution().row_dual)
-        weights: Floats = duals.clip(0.0, 1.0)
+        weights: Floats = np.zeros(count)
+        weights[: len(duals)] = duals.clip(0.0, 1.0)
         return weights

@@ -59,21 +59,26 @@ class Half:
 class Core:
     """The dual's best point, seen as a base choice, its slack, and the swaps away from it."""
 
-    def __init__(self, knapsack: Knapsack, point: DualPoint) -> None:
+    def __init__(self, knapsack: Knapsack, point: DualPoint, base: Ints | None = None) -> None:
         """Compute reduced losses.
 
         Args:
             knapsack: The problem in scaled units.
             point: The dual at its best multipliers.
+            base: The choice that swaps leave; the dual's minimising choice by default. Groups in
+                which another base pays excess are not swapped any more.
         """
         self.knapsack = knapsack
         self.point = point
         priced = knapsack.reduced(point.multipliers)
         groups = np.arange(len(priced))
-        self.base = point.indices
-        excess = priced - priced[groups, self.base][:, None]
+        self.base = point.indices if base is None else base
+        excess = priced - priced[groups, point.indices][:, None]
         self.excess: Floats = np.maximum(excess, 0.0)
         self.excess[~knapsack.allowed] = np.inf
+        paid = self.excess[groups, self.base]
+        self.start = float(paid.sum())
+        self._movable = paid == 0.0
         self.slack = knapsack.limit - knapsack.usage(self.base)
         # Sums in another order differ by rounding; within this much math.fsum decides.
         self.rounding = 1e-12 * (np.abs(knapsack.limit) + knapsack.cost.max(axis=2).sum(axis=1))
@@ -88,10 +93,33 @@ class Core:
         """Return all swaps with excess below a threshold."""
         small = self.excess < threshold
         small[np.arange(len(small)), self.base] = False
+        small &= self._movable[:, None]
         group, column = np.nonzero(small)
         cost = self.knapsack.cost
         spent = cost[:, group, column] - cost[:, group, self.base[group]]
         return Swaps(group, column, self.excess[group, column], spent)
+
+    def useful_swaps(self, most: float, count: int) -> Swaps:
+        """Return the swaps of least excess for the spending they move.
+
+        Args:
+            most: Swaps with more excess than this are left out.
+            count: How many swaps.
+
+        Returns:
+            The swaps.
+        """
+        small = self.swaps(most)
+        moved = self.point.multipliers @ np.abs(small.spent)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weighed = np.where(moved > 0.0, small.excess / moved, np.inf)
+        chosen = np.argsort(weighed, kind="stable")[:count]
+        return Swaps(
+            small.group[chosen],
+            small.column[chosen],
+            small.excess[chosen],
+            small.spent[:, chosen],
+        )
 
 
 def halve(swaps: Swaps) -> tuple[list[Ints], list[Ints]]:
@@ -175,6 +203,43 @@ def list_half(
     return Half(excess, spent, code)
 
 
+def list_pairs(swaps: Swaps, groups: list[Ints]) -> Half:
+    """List no swap, every single swap, and every pair of swaps of different groups.
+
+    Args:
+        swaps: All swaps.
+        groups: The half's groups, as :func:`halve` gives them.
+
+    Returns:
+        The list, whatever its excesses.
+    """
+    bits = [max(1, len(members).bit_length()) for members in groups]
+    order = np.concatenate(groups) if groups else np.zeros(0, dtype=np.intp)
+    marks = np.zeros((_words(bits), len(order)), dtype=np.uint64)
+    owner = np.zeros(len(order), dtype=np.intp)
+    at = 0
+    for place, (members, (word, shift)) in enumerate(zip(groups, _places(bits), strict=True)):
+        for choice in range(1, len(members) + 1):
+            marks[word, at] = np.uint64(choice << shift)
+            owner[at] = place
+            at += 1
+    first, second = np.triu_indices(len(order), 1)
+    apart = owner[first] != owner[second]
+    first, second = first[apart], second[apart]
+    excess, spent = swaps.excess[order], swaps.spent[:, order]
+    none = np.zeros(1)
+    return Half(
+        np.concatenate([none, excess, excess[first] + excess[second]]),
+        np.concatenate(
+            [np.zeros((len(spent), 1)), spent, spent[:, first] + spent[:, second]], axis=1
+        ),
+        np.concatenate(
+            [np.zeros((len(marks), 1), np.uint64), marks, marks[:, first] | marks[:, second]],
+            axis=1,
+        ),
+    )
+
+
 def _words(bits: list[int]) -> int:
     places = list(_places(bits))
     return places[-1][0] + 1 if places else 1
@@ -209,8 +274,9 @@ class _Grid:
         position = priced[rows]
         self._low = position.min(axis=1)
         spread = np.ptp(position, axis=1)
-        # At most 2^20 cells a row, so that three rows fit into one int64 key.
-        self._cell = np.maximum(cell, np.maximum(spread / (1 << 20), 1e-300))
+        # At most 2^20 cells a row, so that three rows fit into one int64 key; at least one cell.
+        widest = np.where(spread > 0.0, spread, 1.0)
+        self._cell = np.clip(np.full(len(rows), cell), widest / (1 << 20), widest)
         cells = np.floor((position - self._low[:, None]) / self._cell[:, None]).astype(np.int64)
         self._count = cells.max(axis=1) + 1 if len(rows) else np.zeros(0, dtype=np.int64)
         keys = np.zeros(len(half.excess), dtype=np.int64)

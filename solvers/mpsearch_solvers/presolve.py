@@ -69,7 +69,7 @@ def prepare(model: Model, steps: Presolve) -> Prepared:
     objective = _scale(np.where(allowed, model.objective, 0.0), allowed, steps)
     tables = [_scale(model.rows[position].cost, allowed, steps) for position in kept]
     limits = [
-        table.convert(model.rows[position].limit)
+        _relaxed(model.rows[position], table)
         for position, table in zip(kept, tables, strict=True)
     ]
     costs = [table.table for table in tables]
@@ -80,6 +80,17 @@ def prepare(model: Model, steps: Presolve) -> Prepared:
     )
     scales = np.array([table.scale for table in tables])
     return Prepared(model, kept, knapsack, objective, scales)
+
+
+def _relaxed(row: Row, table: Scaled) -> float:
+    """Return a row's limit in scaled units, above the true one by what float sums may lose.
+
+    So the dual stays a bound even where the limit equals some allocation's usage to the last
+    bit; whether an allocation fits is decided by exact sums alone.
+    """
+    largest = float(np.abs(row.cost).max(axis=1).sum())
+    rounding = 1e-14 * (abs(row.limit) + abs(table.offset) + largest) / table.scale
+    return table.convert(row.limit) + rounding
 
 
 def _scale(table: Floats, allowed: Bools, steps: Presolve) -> Scaled:

@@ -28,4 +28,6 @@ def select(model: Model) -> tuple[str, str]:
         if count_choices(model) <= _FEW:
             return "brute_force", "pairs of choices interact and there are few allocations"
         raise MethodError("no method here solves so large a problem with interactions")
-    return "ilp", "a linear objective with one option per group"
+    if model.peak is not None:
+        return "ilp", "a peak is minimised"
+    return "decomposition", "a linear objective with one option per group"
