@@ -69,8 +69,7 @@ def prepare(model: Model, steps: Presolve) -> Prepared:
     objective = _scale(np.where(allowed, model.objective, 0.0), allowed, steps)
     tables = [_scale(model.rows[position].cost, allowed, steps) for position in kept]
     limits = [
-        _relaxed(model.rows[position], table)
-        for position, table in zip(kept, tables, strict=True)
+        _relaxed(model.rows[position], table) for position, table in zip(kept, tables, strict=True)
     ]
     costs = [table.table for table in tables]
     knapsack = Knapsack(

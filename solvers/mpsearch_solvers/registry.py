@@ -12,6 +12,7 @@ AUTO = "auto"
 # Loaded on first use: a method may need an optional package (optuna) or a slow import (pulp).
 _CLASSES = {
     "decomposition": "mpsearch_solvers.decomposition:Decomposition",
+    "dp": "mpsearch_solvers.dynamic_programming:DynamicProgramming",
     "ilp": "mpsearch_solvers.ilp:Ilp",
     "greedy": "mpsearch_solvers.greedy:Greedy",
     "brute_force": "mpsearch_solvers.brute_force:BruteForce",
