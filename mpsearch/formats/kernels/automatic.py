@@ -51,10 +51,6 @@ class ChoosingKernel(BlockKernel):
         assert whole is not None
         return (*self.kernels[int(whole)].fit(blocks, counts, None), whole)
 
-    def from_range(self, low: Tensor, high: Tensor) -> Params:
-        """Refuse: a range does not say which grid fits."""
-        raise NotImplementedError("the choice of exponent bits needs values, not a range")
-
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Round as the chosen kernel does."""
         *inner, choice = params

@@ -62,9 +62,20 @@ class BlockKernel(ABC):
             Parameters, the first of them finite exactly when every value of its block is.
         """
 
-    @abstractmethod
     def from_range(self, low: Tensor, high: Tensor) -> Params:
-        """Return parameters of blocks whose values span [low, high], both (blocks, 1)."""
+        """Return parameters of blocks whose values span [low, high], both (blocks, 1).
+
+        Args:
+            low: Smallest values.
+            high: Largest values.
+
+        Returns:
+            As `fit` does.
+
+        Raises:
+            NotImplementedError: The scales of this format come from values only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} fits values, not a range")
 
     @abstractmethod
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:

@@ -40,10 +40,6 @@ class CodebookKernel(BlockKernel):
         del counts, whole
         return (safe_scale(absmax(blocks) / self.reach),)
 
-    def from_range(self, low: Tensor, high: Tensor) -> Params:
-        """Return the scale max(|low|, |high|) / largest magnitude of the table."""
-        return (safe_scale(torch.maximum(low.abs(), high.abs()) / self.reach),)
-
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest entry times the scale; NaN stays NaN."""
         del spare
@@ -89,10 +85,6 @@ class LearnedKernel(BlockKernel):
         del counts
         assert whole is not None
         return safe_scale(absmax(blocks)), whole
-
-    def from_range(self, low: Tensor, high: Tensor) -> Params:
-        """Refuse: a range says nothing about the values to learn."""
-        raise NotImplementedError("learned tables need values, not a range")
 
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest entry of the row's table times the scale."""

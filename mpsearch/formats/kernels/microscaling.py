@@ -59,10 +59,6 @@ class _PowerKernel(BlockKernel):
         del counts, whole
         return (shared_scale(absmax(blocks), self.emax),)
 
-    def from_range(self, low: Tensor, high: Tensor) -> Params:
-        """Return the shared scale of a range."""
-        return (shared_scale(torch.maximum(low.abs(), high.abs()), self.emax),)
-
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest element values times the scale."""
         (scale,) = params

@@ -42,11 +42,6 @@ class NvKernel(BlockKernel):
         whole = self._tensor_scale(reach) if whole is None else whole.to(reach)
         return self._params(reach, whole)
 
-    def from_range(self, low: Tensor, high: Tensor) -> Params:
-        """Return the parameters of one block that spans the tensor's whole range."""
-        reach = torch.maximum(low.abs(), high.abs())
-        return self._params(reach, self._tensor_scale(reach))
-
     def _params(self, reach: Tensor, whole: Tensor) -> Params:
         wanted = (reach / (self.grid.top * whole)).clamp_(max=SCALE_GRID.top)
         scale = torch.empty_like(wanted)
