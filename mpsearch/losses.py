@@ -263,10 +263,12 @@ class Tally:
             target: What the loss compares with.
         """
         loss = self._loss
-        counted = loss.terms is not None and target is not None
-        terms = loss.terms(output, target) if counted else len(inputs)  # type: ignore[misc, arg-type]
+        mean = float(loss(output.double(), target))
+        terms = len(inputs)
+        if loss.terms is not None and target is not None:
+            terms = loss.terms(output, target)
         if terms:  # the mean over nothing is no number
-            self._losses.append(float(loss(output.double(), target)) * terms)
+            self._losses.append(mean * terms)
         if loss.metric is not None and target is not None:
             self._scores.append(float(loss.metric(output, target).sum()))
         self._terms += terms
