@@ -121,6 +121,9 @@ class EvolutionarySearch:
             return replace(begun, bound=None, multipliers=None)
         found = _evolve(self, model, run, begun.indices)
         indices = None if found.best is None else found.best.indices
+        if not found.measured:
+            # The time was up before anything was measured: the exact start is the best known.
+            indices = begun.indices
         return Outcome(indices, None, exhausted=False, solver=_solver(), note=_note(self, found))
 
 

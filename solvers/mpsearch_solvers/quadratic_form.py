@@ -42,7 +42,7 @@ class QuadraticForm:
         pairs: The interactions.
         allowed: Which columns may be chosen.
         cost: Row costs above each group's least, scaled to at most 1; (rows, groups, options).
-        room: What the rows leave above every group's least cost, shape (rows,).
+        room: What the rows leave above every group's least cost, rounding allowed for, (rows,).
         scale: Original objective units per scaled unit.
         offset: Original objective of the scaled value 0.
     """
@@ -149,6 +149,8 @@ def _rows(model: Model) -> tuple[Floats, Floats]:
         above = np.where(model.allowed, row.cost - least[:, None], 0.0)
         largest = float(above.max(initial=0.0)) or 1.0
         room = math.fsum([row.limit, *(-least).tolist()])
+        # What subtracting the least may have rounded away; exact sums have the last word.
+        room += 2.0**-50 * float(np.abs(row.cost).max(axis=1).sum())
         # A row nobody can exceed only slows things down; the margin leaves ties to math.fsum.
         if room < math.fsum(above.max(axis=1).tolist()) * (1 + 1e-12) + 1e-300 or room <= 0.0:
             costs.append(above / largest)

@@ -16,6 +16,8 @@ import pytest
 from mpsearch_solvers import Interactions, MethodError, Problem, solve
 from mpsearch_solvers.evaluation import is_within_limits
 from mpsearch_solvers.evolutionary import EvolutionarySearch, evolve
+from mpsearch_solvers.evolutionary_study import AllocationStudy
+from mpsearch_solvers.method import Run
 from mpsearch_solvers.model import compile_problem
 
 optuna = pytest.importorskip("optuna", reason="the extra `evolve` is not installed")
@@ -52,7 +54,7 @@ def least_measured(problem: Problem) -> float:
 @pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
 def test_finds_the_least_measured_loss_of_a_small_problem(sampler):
     problem = knapsack(6)
-    method = EvolutionarySearch(objective=measured_loss, trials=150, sampler=sampler)
+    method = EvolutionarySearch(objective=measured_loss, trials=120, sampler=sampler)
     found = solve(problem, method)
     assert measured_loss(found.indices) == least_measured(problem)
     assert found.status == "feasible"
@@ -240,6 +242,8 @@ def test_kill_minus_nine_loses_no_finished_trial_and_the_study_goes_on(tmp_path,
             assert process.poll() is None, "the study ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.002)
+        with pytest.raises(MethodError, match="being run by another process"):
+            solve(knapsack(3), EvolutionarySearch(trials=3, storage=storage))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         measured = log.read_text().split()
@@ -347,12 +351,19 @@ def test_a_time_limit_ends_a_run_with_the_best_so_far(threads):
         return measured_loss(indices)
 
     executor = ThreadPoolExecutor(threads) if threads else None
-    method = EvolutionarySearch(objective=measure, trials=10_000, executor=executor)
+    method = EvolutionarySearch(objective=measure, trials=10_000, executor=executor, seeds=1)
     found = solve(problem, method, time_limit=1.5)
     assert found.status == "feasible"
     assert "the time limit" in found.note
     if executor is not None:
         executor.shutdown()
+
+
+def test_with_no_time_to_measure_the_exact_start_is_the_answer():
+    problem = knapsack(8)
+    found = solve(problem, EvolutionarySearch(objective=measured_loss), time_limit=1e-9)
+    assert is_within_limits(problem, found.indices)
+    assert found.status == "feasible"
 
 
 def test_an_exhausted_space_ends_the_run():
@@ -409,6 +420,23 @@ def test_without_optuna_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MethodError, match=r"pip install 'mpsearch\[evolve\]'"):
         solve(knapsack(3), "evolutionary")
+
+
+def test_the_sampler_is_told_which_allocations_break_a_limit_and_by_how_much():
+    problem = knapsack(6)
+    model = compile_problem(problem)
+    study = AllocationStudy(model, Run(), None, "s", "nsga2", 10, 1, "")
+    seen = []
+    for _ in range(60):
+        trial, indices = study.ask()
+        study.tell_over_budget(trial, [0.0])
+        (violation,) = study.study.trials[-1].constraints.values()
+        assert (violation <= 0.0) == is_within_limits(problem, indices)
+        spent = problem.costs["size"][np.arange(6), indices].sum()
+        seen.append((spent, violation))
+    order = [violation for _, violation in sorted(seen)]
+    assert order == sorted(order)
+    assert order[0] <= 0.0 < order[-1]
 
 
 def test_an_optuna_sampler_may_be_given():
