@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpsearch_solvers import Interactions, MethodError, Problem, solve
+from mpsearch_solvers import Interactions, MethodError, PeakRows, Problem, solve
 from mpsearch_solvers.evaluation import is_within_limits
 from mpsearch_solvers.evolutionary import EvolutionarySearch, evolve
+from mpsearch_solvers.evolutionary_storage import ProcessLock
 from mpsearch_solvers.evolutionary_study import AllocationStudy
 from mpsearch_solvers.method import Run
 from mpsearch_solvers.model import compile_problem
@@ -458,8 +459,6 @@ def test_the_worst_loss_is_left_to_exact_methods():
 
 
 def test_the_file_of_the_lock_stays_and_is_free_again(tmp_path):
-    from mpsearch_solvers.evolutionary_storage import ProcessLock
-
     path = str(Path(tmp_path) / "lock")
     first, second = ProcessLock(path), ProcessLock(path)
     assert first.acquire()
@@ -467,3 +466,44 @@ def test_the_file_of_the_lock_stays_and_is_free_again(tmp_path):
     first.release()
     assert second.acquire(wait=False)
     second.release()
+
+
+_FORKING = """
+import os, signal, sys, time
+from mpsearch_solvers.evolutionary_storage import ProcessLock
+
+assert ProcessLock(sys.argv[1]).acquire()
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_outlives_its_killed_parent_does_not_keep_the_study_locked(tmp_path):
+    path = str(tmp_path / "lock")
+    script = tmp_path / "forking.py"
+    script.write_text(_FORKING)
+    with subprocess.Popen([sys.executable, str(script), path], stdout=subprocess.PIPE) as parent:
+        orphan = int(parent.stdout.readline())
+        assert parent.wait() == -signal.SIGKILL
+        try:
+            lock = ProcessLock(path)
+            assert lock.acquire(wait=False)
+            lock.release()
+        finally:
+            os.kill(orphan, signal.SIGKILL)
+
+
+def test_a_peak_can_be_minimised_and_a_loss_limit_kept():
+    rng = np.random.default_rng(3)
+    rows = {"memory": PeakRows(("a", "b"), rng.uniform(1, 9, size=(2, 5, 3)), np.zeros(2))}
+    loss = rng.lognormal(size=(5, 3))
+    goal = {"minimize": "memory", "max_loss": float(loss.min(axis=1).sum() * 1.5)}
+    problem = Problem.from_arrays(loss, rows=rows, goal=goal)
+    found = solve(problem, EvolutionarySearch(trials=40))
+    best = solve(problem, "brute_force")
+    assert best.objective <= found.objective <= best.objective * 1.001
+    assert found.loss <= goal["max_loss"]
