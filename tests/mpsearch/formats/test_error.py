@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_bit_of_an_integer_is_worth_six_decibels():
         formats.quantization_error(formats.get(f"int{b}"), values).signal_to_noise
         for b in range(4, 11)
     ]
-    for fewer, more in zip(noise, noise[1:], strict=False):  # noqa: RUF007
+    for fewer, more in itertools.pairwise(noise):
         assert more - fewer == pytest.approx(6.02, abs=0.6)
 
 
