@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from instances import assert_same_answer, random_problem
 
 from mpsearch_solvers import BackendError, MethodError, Problem, solve
 from mpsearch_solvers.ilp import Ilp, available_backends
-
-sys.path.insert(0, str(Path(__file__).parent))
-from instances import assert_same_answer, random_problem
 
 
 def test_agrees_with_brute_force_on_two_hundred_problems_with_up_to_three_budgets():
