@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ from mpsearch.allocating import (
     check_match,
 )
 from mpsearch.budgets import parse_budgets
-from mpsearch.errors import DependencyError
-from mpsearch.hardware.resources import fixed_memory, known_resources, price_groups, resource
+from mpsearch.hardware.lookup import Hardware, as_hardware
+from mpsearch.hardware.pricing import ACTIVATION_MEMORY, price_survey
+from mpsearch.hardware.resources import known_resources
 from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.menu import Wishes, make_menu
 from mpsearch.models.dataset import DataSet
@@ -53,6 +55,7 @@ DEFAULT_OPTIONS = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
 
 DataLike = str | DataSet | Tensor | Iterable[Any]
 LossLike = str | LossFunction | Loss
+HardwareLike = str | Path | Hardware
 
 
 def profile(
@@ -65,6 +68,8 @@ def profile(
     wishes: Wishes = NO_WISHES,
     seed: int = 0,
     device: str | None = None,
+    cache_dir: str | Path | None = None,
+    executor: Executor | None = None,
     on_progress: OnProgress = ignore_progress,
     **settings: Any,
 ) -> Profile:
@@ -80,6 +85,9 @@ def profile(
         wishes: Layers to group, fix or skip.
         seed: Seed of everything random.
         device: Where to compute, such as `cuda`; None: where the model is.
+        cache_dir: Folder for finished parts of long measurements, by content of model, data, loss
+            and options; an interrupted run resumes from it.
+        executor: Where independent parts of long measurements run; the scores do not depend on it.
         on_progress: Called after every step.
         **settings: Settings of the estimator named.
 
@@ -111,6 +119,9 @@ def profile(
         quantizer=Quantizer(module, ranges),
         seed=seed,
         on_progress=on_progress,
+        ranges=ranges,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        executor=executor,
     )
     scores = scorer.score(task)
     loss_table, stderr = sum_over_groups(scores, task, menu)
@@ -139,9 +150,11 @@ def price(
     model: ModelLike,
     data: DataLike,
     options: Sequence[str] = DEFAULT_OPTIONS,
-    hardware: str | None = None,
+    hardware: HardwareLike | None = None,
     *,
     resources: Sequence[str] | None = None,
+    batch: int | None = None,
+    context: int = 1,
     wishes: Wishes = NO_WISHES,
     on_progress: OnProgress = ignore_progress,
 ) -> Costs:
@@ -151,40 +164,43 @@ def price(
         model: A module or the name of a bundled model. It is not changed.
         data: Data whose first input gives the shapes, as `profile` takes it.
         options: Names of the options to price.
-        hardware: A device; none is shipped yet, so only None is accepted.
-        resources: Names of resources; all that need no device by default.
+        hardware: Name of a shipped device, path of a device or cost table, or a Device or
+            CostTable; options that it cannot run are not offered. None: no device.
+        resources: Names of resources; by default all that need no device but the variants, and all
+            that the hardware prices.
+        batch: Inputs processed together, for activation memory, latency and energy; None: one, or
+            what the cost table was measured with.
+        context: Tokens kept in `kv_cache_memory`.
         wishes: Layers to group, fix or skip; the same as for the profile.
         on_progress: Called after every step.
 
     Returns:
         The costs, with those of the float model as `baseline` and the rest of the model's
         parameters, stored in float32, as `fixed`.
-
-    Raises:
-        DependencyError: A device was asked for.
     """
-    if hardware is not None:
-        raise DependencyError(
-            f"no cost table for hardware {hardware!r}: this version prices only resources that "
-            f"need no device ({', '.join(known_resources())})"
-        )
+    found = None if hardware is None else as_hardware(hardware)
     named = as_model(model)
-    survey = find_layers(named.module, next(as_data(data).batches()))
+    first = next(as_data(data).batches())
+    survey = find_layers(named.module, first)
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
-    spent = [resource(each) for each in resources or known_resources()]
-    priced = {entry.name: price_groups(entry, survey, menu) for entry in spent}
-    on_progress(Progress("price", len(spent), len(spent), ", ".join(priced)))
-    return Costs(
-        groups=list(menu.groups),
-        options=menu.names,
-        values={each: table for each, (table, _) in priced.items()},
-        units={entry.name: entry.unit for entry in spent},
-        baseline={each: baseline for each, (_, baseline) in priced.items()},
-        fixed={"weight_memory": fixed_memory(survey, menu)},
-        provenance={entry.name: entry.source for entry in spent},
-        members=menu.members,
-        model=record_of(named),
+    priced: list[str] = []
+
+    def on_resource(name: str) -> None:
+        priced.append(name)
+        on_progress(Progress("price", len(priced), len(priced), ", ".join(priced)))
+
+    costs = price_survey(
+        named.module,
+        first[0],
+        survey,
+        menu,
+        hardware=found,
+        resources=resources,
+        batch=batch,
+        context=context,
+        on_resource=on_resource,
     )
+    return costs.model_copy(update={"model": record_of(named)})
 
 
 def verify(
@@ -273,7 +289,9 @@ def run_search(
     options: Sequence[str],
     budget: Mapping[str, str | float],
     *,
-    hardware: str | None = None,
+    hardware: HardwareLike | None = None,
+    batch: int | None = None,
+    context: int = 1,
     estimator: str | Estimator = "measured_loss",
     loss: LossLike | None = None,
     wishes: Wishes = NO_WISHES,
@@ -298,6 +316,8 @@ def run_search(
         options: Names of the options.
         budget: Resource -> amount, at least one.
         hardware: As in `price`.
+        batch: As in `price`.
+        context: As in `price`.
         estimator: As in `profile`.
         loss: As in `profile`.
         wishes: Layers to group, fix or skip.
@@ -324,7 +344,15 @@ def run_search(
     check_model(named, known_costs.model if known_costs else None, "cost table")
     # Prices first: they are cheap, and a budget that cannot be met is better known before scoring.
     costs = known_costs or price(
-        named, dataset, options, hardware, wishes=wishes, on_progress=on_progress
+        named,
+        dataset,
+        options,
+        hardware,
+        resources=_resources(budget, goal, hardware),
+        batch=batch,
+        context=context,
+        wishes=wishes,
+        on_progress=on_progress,
     )
     if budget:
         check_budgets(budget, costs)
@@ -360,6 +388,22 @@ def run_search(
         found = measure_allocation(run, answer, (scores, costs), on_progress)
         answer = answer.model_copy(update={"verification": found})
     return Outcome(scores, costs, answer)
+
+
+def _resources(
+    budget: Mapping[str, str | float], goal: Goal | None, hardware: HardwareLike | None
+) -> list[str] | None:
+    """Name the resources to price, those included that are priced only where a budget asks."""
+    asked = [*budget, *([goal.resource] if goal else [])]
+    extra = [
+        name
+        for name in asked
+        if name in set(known_resources()) - set(known_resources(default=True))
+    ]
+    if not extra:
+        return None
+    own = as_hardware(hardware).resources if hardware is not None else ()
+    return [*known_resources(default=True), *extra, *own, *({ACTIVATION_MEMORY} & set(asked))]
 
 
 def _quantizer(module: nn.Module, answer: Profile | Allocation, data: DataSet) -> Quantizer:

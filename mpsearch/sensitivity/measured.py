@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mpsearch.errors import ModelError
-from mpsearch.losses import Loss, as_loss, measure, with_float_outputs
+from mpsearch.losses import Loss, as_loss
 from mpsearch.models.layers import evaluation_mode, forward
-from mpsearch.progress import Progress
 from mpsearch.sensitivity.output_error import output_errors
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
+from mpsearch.sensitivity.shards import measure_choices
 from mpsearch.sensitivity.taps import Call, tapped
 
-__all__ = ["MeasuredKl", "MeasuredLoss", "Sqnr", "divergence"]
+__all__ = ["MeasuredKl", "MeasuredLoss", "Sqnr", "divergence", "single_layer_increases"]
 
 
 class MeasuredLoss(Estimator):
@@ -48,17 +48,7 @@ class MeasuredLoss(Estimator):
         Returns:
             Measured increases; nothing is random, so the standard errors are 0.
         """
-        reference = measure(task.model, task.data.batches(), task.loss).loss
-        increase = np.zeros((len(task.layers), len(task.options)))
-        total = increase.size
-        for row, layer in enumerate(task.layers):
-            for column, option in enumerate(task.options):
-                if not option.is_float:
-                    with task.quantizer.options({layer.name: option}) as changed:
-                        measured = measure(changed, task.data.batches(), task.loss)
-                    increase[row, column] = measured.loss - reference
-                done = row * len(task.options) + column + 1
-                task.on_progress(Progress("profile", done, total, f"{layer.name} {option.name}"))
+        increase, reference = single_layer_increases(task, task.loss)
         if self._floor is not None:
             quantized = [not option.is_float for option in task.options]
             increase[:, quantized] = np.maximum(increase[:, quantized], self._floor)
@@ -83,8 +73,8 @@ class MeasuredKl(Estimator):
         Returns:
             Measured divergences; nothing is random, so the standard errors are 0.
         """
-        found = MeasuredLoss().score(_compared_with_float(task, divergence(task)))
-        return replace(found, float_loss=None)
+        found, _ = single_layer_increases(task, divergence(task))
+        return Scores(found, np.zeros_like(found))
 
 
 class Sqnr(Estimator):
@@ -124,8 +114,8 @@ class Sqnr(Estimator):
         """
         if self._at == "layer":
             return _layer_ratios(task)
-        compared = _compared_with_float(task, as_loss("noise_to_signal"))
-        return replace(MeasuredLoss().score(compared), float_loss=None)
+        found, _ = single_layer_increases(task, as_loss("noise_to_signal"))
+        return Scores(found, np.zeros_like(found))
 
 
 def divergence(task: ScoringTask) -> Loss:
@@ -146,8 +136,28 @@ def divergence(task: ScoringTask) -> Loss:
     return as_loss("token_kl_to_float" if output.ndim == 3 else "kl_to_float")
 
 
-def _compared_with_float(task: ScoringTask, loss: Loss) -> ScoringTask:
-    return replace(task, loss=loss, data=with_float_outputs(task.model, task.data))
+def single_layer_increases(task: ScoringTask, loss: Loss) -> tuple[NDArray[np.float64], float]:
+    """Measure the loss increase of every layer at every option, all others in float.
+
+    Args:
+        task: Model, layers, options, data.
+        loss: What to measure.
+
+    Returns:
+        Increases, float64, layers x options, 0 for `float`; and the loss of the float model.
+    """
+    places = [
+        (row, column)
+        for row in range(len(task.layers))
+        for column, option in enumerate(task.options)
+        if not option.is_float
+    ]
+    singles = [{task.layers[row].name: task.options[column]} for row, column in places]
+    measured = measure_choices(task, [{}, *singles], loss, f"{loss.name} of single layers")
+    increase = np.zeros((len(task.layers), len(task.options)))
+    for (row, column), value in zip(places, measured[1:], strict=True):
+        increase[row, column] = value - measured[0]
+    return increase, float(measured[0])
 
 
 def _layer_ratios(task: ScoringTask) -> Scores:

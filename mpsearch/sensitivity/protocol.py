@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,9 @@ class ScoringTask:
         quantizer: Quantized weights and calibrated inputs of the same model.
         seed: Seed of everything random.
         on_progress: Called after every step.
+        ranges: Calibrated input range of every layer, as the quantizer has them.
+        cache_dir: Folder where finished parts of long work are kept; None: nowhere.
+        executor: Where independent parts of long work run; None: here, one after the other.
     """
 
     model: nn.Module
@@ -44,6 +49,9 @@ class ScoringTask:
     quantizer: Quantizer
     seed: int
     on_progress: OnProgress
+    ranges: Mapping[str, Any] = field(default_factory=dict)
+    cache_dir: Path | None = None
+    executor: Executor | None = None
 
     @property
     def weight_formats(self) -> list[Format]:
@@ -66,6 +74,8 @@ class Scores:
         statistics: Per-layer figures behind the scores: name -> layer -> value.
         warnings: What the reader of the scores should know.
         float_loss: Loss of the unquantized model, where the estimator measured it.
+        interactions: Extra loss of pairs of choices, float64, (layers x options) squared in row
+            order; an unordered pair's loss stands in both its cells. None: losses just add up.
     """
 
     loss: NDArray[np.float64]
@@ -73,6 +83,7 @@ class Scores:
     statistics: dict[str, dict[str, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     float_loss: float | None = None
+    interactions: NDArray[np.float64] | None = None
 
 
 class Estimator(ABC):

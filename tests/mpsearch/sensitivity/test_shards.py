@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import mpsearch as mp
+from mpsearch.models.digits import digits
+from mpsearch.sensitivity import shards
+
+MENU = ["w2a8", "w3a8", "w4a8", "w6a8", "w8a8"]
+
+
+def images(count=64):
+    whole = digits()
+    return mp.DataSet("few", whole.inputs[:count], whole.targets[:count], batch_size=24)
+
+
+@pytest.mark.parametrize("estimator", ["measured_loss", "measured_kl"])
+def test_any_number_of_workers_gives_the_same_bits(estimator):
+    data = images()
+    alone = mp.profile("digits-resnet", data, MENU, estimator)
+    for workers in (1, 3):
+        with ThreadPoolExecutor(workers) as pool:
+            shared = mp.profile("digits-resnet", data, MENU, estimator, executor=pool)
+        assert np.array_equal(alone.loss, shared.loss)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_bits():
+    data = images(24)
+    alone = mp.profile("digits-resnet", data, MENU, "measured_loss")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        shared = mp.profile("digits-resnet", data, MENU, "measured_loss", executor=pool)
+    assert np.array_equal(alone.loss, shared.loss)
+
+
+def test_a_killed_run_resumes_from_its_finished_shards(tmp_path):
+    program = textwrap.dedent(
+        f"""
+        import os, signal
+        import mpsearch as mp
+        from mpsearch.models.digits import digits
+
+        whole = digits()
+        data = mp.DataSet("few", whole.inputs[:64], whole.targets[:64], batch_size=24)
+
+        def watch(progress):
+            if progress.stage == "profile" and progress.done >= 40:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        mp.profile("digits-resnet", data, {MENU}, "measured_loss", cache_dir={str(tmp_path)!r},
+                   on_progress=watch)
+        """
+    )
+    killed = subprocess.run([sys.executable, "-c", program], check=False, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    reports = []
+    again = mp.profile(
+        "digits-resnet",
+        images(),
+        MENU,
+        "measured_loss",
+        cache_dir=tmp_path,
+        on_progress=reports.append,
+    )
+    first = next(report for report in reports if report.stage == "profile")
+    assert first.done == 32  # the one shard that was finished, not measured again
+    assert np.array_equal(again.loss, mp.profile("digits-resnet", images(), MENU).loss)
+
+
+def test_a_second_run_measures_nothing_and_other_weights_measure_everything(
+    net, data, tmp_path, monkeypatch
+):
+    first = mp.profile(net, data, ["w3", "w4"], "measured_loss", cache_dir=tmp_path)
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(shards, "AllocationMeter", None)
+    second = mp.profile(net, data, ["w3", "w4"], "measured_loss", cache_dir=tmp_path)
+    assert np.array_equal(first.loss, second.loss)
+    with torch.no_grad():
+        net.head.weight[0, 0] += 0.1
+    with pytest.raises(TypeError):
+        mp.profile(net, data, ["w3", "w4"], "measured_loss", cache_dir=tmp_path)
+
+
+def test_a_broken_shard_is_named(net, data, tmp_path):
+    mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text("[1.0]")
+    with pytest.raises(mp.errors.DocumentError, match=file.name):
+        mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+
+
+def test_a_loss_that_cannot_be_sent_to_workers_is_refused(net, data):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(mp.errors.InputError, match="workers"):
+        mp.profile(
+            net,
+            data,
+            ["w3"],
+            "measured_loss",
+            executor=pool,
+            loss=lambda output, target: torch.nn.functional.cross_entropy(output, target),
+        )
