@@ -71,12 +71,19 @@ def test_late_changes_of_efficientnet_lite0_give_the_bits_of_a_full_run() -> Non
 
 @pytest.mark.slow
 def test_uniform_rounding_of_minilm_turns_embeddings_as_published() -> None:
-    model, ids = SentenceEncoder().eval(), documents()
+    # The figures do not say how long the texts were, and those of 3 and 2 bits move by 3 % with
+    # it (whole documents: 0.8941, 0.5776, 0.0789). The first 80 tokens agree with all four.
+    model, ids = SentenceEncoder().eval(), documents(limit=80)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert len(linear) == 36
     with torch.no_grad():
         reference = model(ids)
-        for bits, published, digits in ((8, 0.9995, 4), (4, 0.898, 3)):
+        for bits, published, digits in (
+            (8, 0.9995, 4),
+            (4, 0.898, 3),
+            (3, 0.591, 3),
+            (2, 0.081, 3),
+        ):
             with mp.quantized(model, dict.fromkeys(linear, f"w{bits}")):
                 cosine = float((model(ids) * reference).sum(1).mean())
             assert close(cosine, published, digits), (bits, cosine)

@@ -66,7 +66,7 @@ class SentenceEncoder(nn.Module):
         return nn.functional.normalize(mean, dim=1)
 
 
-def documents(limit: int = 128) -> Tensor:
+def documents(limit: int) -> Tensor:
     """Token ids of the fifty Lee news documents that ship with gensim, `[50, at most limit]`."""
     path = _folder("gensim") / "test" / "test_data" / "lee.cor"
     transformers = pytest.importorskip("transformers")
