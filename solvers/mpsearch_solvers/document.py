@@ -61,7 +61,10 @@ def parse(document: object) -> Problem:
     for name in ("groups", "limits"):
         if name not in document:
             raise ProblemError(name, "is missing")
-    menus = _Menus(_list(document["groups"], "groups"))
+    groups = _list(document["groups"], "groups")
+    if not groups:
+        raise ProblemError("groups", "is empty; give at least one group")
+    menus = _Menus(groups)
     peaks = document.get("rows") or {}
     if not isinstance(peaks, Mapping):
         raise ProblemError("rows", f"is {peaks!r}; give an object of resource -> steps")

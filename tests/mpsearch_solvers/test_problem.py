@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+from instances import random_problem
+
+from mpsearch_solvers import Problem, ProblemError, solve
+
+DOCUMENT = {
+    "version": 1,
+    "groups": [
+        {
+            "name": "conv1",
+            "options": [
+                {"name": "w4a4", "loss": 0.0123, "costs": {"size": 0.018, "tops": 2}},
+                {"name": "w8a8", "loss": 0.0001, "costs": {"size": 0.036, "tops": 1}},
+            ],
+        },
+        {
+            "name": "fc",
+            "options": [
+                {"name": "w2a8", "loss": 0.5, "costs": {"size": 0.01, "tops": 3}},
+                {"name": "w4a4", "loss": 0.1, "costs": {"size": 0.02, "tops": 2}},
+                {"name": "w8a8", "loss": 0.0, "costs": {"size": 0.04, "tops": 1}},
+            ],
+        },
+        {
+            "name": "head",
+            "options": [{"name": "float", "loss": 0, "costs": {"size": 0, "tops": 0}}],
+        },
+    ],
+    "limits": {"size": 0.06, "tops": {"min": 3}},
+    "fixed": {"head": "float"},
+    "forbidden": [["fc", "w2a8"]],
+    "ties": [["conv1", "fc"]],
+    "goal": {"minimize": "loss", "max_loss": 5},
+    "rows": {"memory": [{"step": "a", "base": 1, "costs": {"conv1": {"w4a4": 1, "w8a8": 2}}}]},
+}
+
+
+def edited(*path, value):
+    """The document with one value replaced (or removed, for Ellipsis)."""
+    document = copy.deepcopy(DOCUMENT)
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return document
+
+
+def test_a_document_survives_the_round_trip_through_json():
+    problem = Problem.from_dict(DOCUMENT)
+    again = Problem.from_dict(json.loads(json.dumps(problem.to_dict())))
+    assert again.to_dict() == problem.to_dict()
+    assert solve(again, "brute_force").choice == solve(problem, "brute_force").choice
+
+
+def test_only_groups_and_limits_are_required():
+    document = {"groups": [{"name": "a", "options": [{"name": "x", "loss": 1}]}], "limits": {}}
+    assert solve(Problem.from_dict(document)).objective == 1.0
+
+
+def test_interactions_survive_the_round_trip():
+    document = edited("ties", value=...)
+    del document["goal"]
+    document["interactions"] = [
+        {"groups": ["conv1", "fc"], "options": ["w4a4", "w8a8"], "loss": 0.25}
+    ]
+    problem = Problem.from_dict(document)
+    assert problem.to_dict()["interactions"] == document["interactions"]
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        (edited("groups", value=...), "groups"),
+        (edited("limits", value=...), "limits"),
+        (edited("groups", value=[]), "groups"),
+        (edited("groups", value={"a": 1}), "groups"),
+        (edited("version", value=2), "version"),
+        (edited("version", value=True), "version"),
+        (edited("budget", value=3), "budget"),
+        (edited("groups", 0, value="conv1"), "groups[0]"),
+        (edited("groups", 0, "name", value=7), "groups[0].name"),
+        (edited("groups", 1, "name", value="conv1"), "groups[1].name"),
+        (edited("groups", 0, "extra", value=1), "groups[0].extra"),
+        (edited("groups", 1, "options", value=[]), "groups[1].options"),
+        (edited("groups", 1, "options", 2, value=5), "groups[1].options[2]"),
+        (edited("groups", 1, "options", 2, "name", value="w4a4"), "groups[1].options[2].name"),
+        (edited("groups", 1, "options", 2, "name", value=None), "groups[1].options[2].name"),
+        (edited("groups", 1, "options", 0, "loss", value=...), "groups[1].options[0].loss"),
+        (edited("groups", 1, "options", 0, "loss", value="1"), "groups[1].options[0].loss"),
+        (edited("groups", 1, "options", 0, "loss", value=True), "groups[1].options[0].loss"),
+        (edited("groups", 1, "options", 0, "loss", value=math.nan), "groups[1].options[0].loss"),
+        (edited("groups", 1, "options", 0, "loss", value=10**400), "groups[1].options[0].loss"),
+        (edited("groups", 1, "options", 0, "speed", value=1), "groups[1].options[0].speed"),
+        (edited("groups", 1, "options", 0, "costs", value=[1]), "groups[1].options[0].costs"),
+        (
+            edited("groups", 1, "options", 0, "costs", "size", value=math.inf),
+            "groups[1].options[0].costs.size",
+        ),
+        (
+            edited("groups", 1, "options", 0, "costs", "size", value="3 MB"),
+            "groups[1].options[0].costs.size",
+        ),
+        (
+            edited("groups", 1, "options", 1, "costs", "size", value=...),
+            "groups[1].options[1].costs.size",
+        ),
+        (edited("limits", value=[1]), "limits"),
+        (edited("limits", "size", value="0.25x"), "limits.size"),
+        (edited("limits", "size", value=math.nan), "limits.size"),
+        (edited("limits", "size", value={}), "limits.size"),
+        (edited("limits", "size", value={"most": 1}), "limits.size"),
+        (edited("limits", "size", value={"min": 2, "max": 1}), "limits.size"),
+        (edited("limits", "sizes", value=1), "limits.sizes"),
+        (edited("limits", "memory", value={"min": 1}), "limits.memory.min"),
+        (edited("fixed", "fd", value="w4a4"), "fixed.fd"),
+        (edited("fixed", "fc", value="w3a3"), "fixed.fc"),
+        (edited("fixed", value=[]), "fixed"),
+        (edited("forbidden", 0, value=["fc"]), "forbidden[0]"),
+        (edited("forbidden", 0, value=["fc", "w9"]), "forbidden[0]"),
+        (edited("ties", 0, value=["conv1", "nope"]), "ties[0]"),
+        (edited("goal", value="loss"), "goal"),
+        (edited("goal", "minimise", value="loss"), "goal.minimise"),
+        (edited("goal", "minimize", value="speed"), "goal.minimize"),
+        (edited("goal", "minimize", value={"loss": 0}), "goal.minimize"),
+        (edited("goal", "minimize", value={"loss": 1, "speed": 1}), "goal.minimize.speed"),
+        (edited("goal", "minimize", value={"loss": 1, "memory": 1}), "goal.minimize.memory"),
+        (edited("goal", "max_loss", value="low"), "goal.max_loss"),
+        (edited("rows", value=[1]), "rows"),
+        (edited("rows", "memory", value=[]), "rows.memory"),
+        (edited("rows", "memory", 0, "base", value=math.inf), "rows.memory[0].base"),
+        (edited("rows", "memory", 0, "costs", "xx", value={}), "rows.memory[0].costs.xx"),
+        (
+            edited("rows", "memory", 0, "costs", "conv1", "w9", value=1),
+            "rows.memory[0].costs.conv1.w9",
+        ),
+        (edited("rows", "size", value=[{"costs": {}}]), "rows.size"),
+        (edited("interactions", value=[{"groups": ["conv1"]}]), "interactions[0]"),
+        ([], ""),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path(document, path):
+    with pytest.raises(ProblemError) as caught:
+        Problem.from_dict(document)
+    assert caught.value.path == path
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    with pytest.raises(ProblemError, match="did you mean conv1"):
+        Problem.from_dict(edited("fixed", "conv2", value="w4a4"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"loss": [1, 2]}, "loss"),
+        ({"loss": [[1, "x"]]}, "loss"),
+        ({"loss": [[1, math.nan]]}, "groups[0].options[1].loss"),
+        ({"loss": [[1, 2]], "costs": {"s": [[1]]}}, "costs.s"),
+        ({"loss": [[1, 2]], "costs": {"loss": [[1, 2]]}}, "costs.loss"),
+        ({"loss": [[1, 2]], "allowed": [[1, 0]]}, "allowed"),
+        ({"loss": [[1, 2]], "allowed": [[False, False]]}, "groups[0].options"),
+        ({"loss": [[1, 2]], "names": ["a", "b"]}, "names"),
+        ({"loss": [[1, 2]], "options": ["a", "a"]}, "options"),
+        ({"loss": [[1, 2]], "options": [["a"]]}, "options[0]"),
+        ({"loss": [[1, 2]], "rows": {"m": [[1, 2]]}}, "rows.m"),
+    ],
+)
+def test_bad_arrays_are_refused_with_the_argument(arguments, path):
+    with pytest.raises(ProblemError) as caught:
+        Problem.from_arrays(**arguments)
+    assert caught.value.path == path
+
+
+def test_masked_entries_may_hold_anything():
+    problem = Problem.from_arrays(
+        [[1.0, math.nan], [math.inf, 2.0]],
+        {"s": [[1.0, math.nan], [math.nan, 1.0]]},
+        {"s": 2.0},
+        allowed=[[True, False], [False, True]],
+    )
+    assert solve(problem).indices.tolist() == [0, 1]
+
+
+def test_fixing_a_forbidden_option_says_which_group_has_nothing_left():
+    document = edited("fixed", "fc", value="w2a8")
+    with pytest.raises(ProblemError, match="'fc' nothing to choose"):
+        solve(Problem.from_dict(document))
+
+
+def test_ties_without_a_common_option_are_refused():
+    document = edited("ties", value=[["conv1", "head"]])
+    with pytest.raises(ProblemError, match="'conv1', 'head'"):
+        solve(Problem.from_dict(document))
+
+
+def test_ragged_random_problems_survive_the_round_trip():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        problem = random_problem(rng, 5, 4, 2, ragged=True)
+        again = Problem.from_dict(problem.to_dict())
+        first, second = solve(problem, "brute_force"), solve(again, "brute_force")
+        assert first.status == second.status
+        assert first.choice == second.choice
