@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class DataSet:
         held_out_inputs: Inputs for verification `[m, ...]`, or None to verify on `inputs`.
         held_out_targets: Their targets, or None.
         batch_size: How many inputs one forward pass takes.
+        notes: What whoever reads a profile made from it should know, such as that it is no data.
     """
 
     name: str
@@ -36,6 +38,7 @@ class DataSet:
     held_out_inputs: Tensor | None = None
     held_out_targets: Tensor | None = None
     batch_size: int = 256
+    notes: tuple[str, ...] = ()
     _digest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,29 @@ class DataSet:
             )
         }
         return replace(self, **parts)  # type: ignore[arg-type]
+
+    def sample(self, count: int, seed: int = 0) -> DataSet:
+        """Draw some of the calibration inputs, without repetition; the held-out part stays.
+
+        Args:
+            count: How many.
+            seed: Seed of the draw; the same seed draws the same inputs on every machine.
+
+        Returns:
+            A data set of the inputs drawn, in their order; this one if it has no more than that.
+
+        Raises:
+            DataError: Fewer than one input is asked for.
+        """
+        if count < 1:
+            raise DataError(f"data {self.name!r}: cannot draw {count} samples; at least 1")
+        if count >= len(self):
+            return self
+        # RandomState's stream is frozen by numpy.
+        drawn = np.sort(np.random.RandomState(seed).permutation(len(self))[:count])
+        rows = torch.from_numpy(drawn).to(self.inputs.device)
+        targets = None if self.targets is None else self.targets[rows]
+        return replace(self, inputs=self.inputs[rows], targets=targets, _digest=[])
 
     @property
     def verifies_on_held_out(self) -> bool:

@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from mpsearch.errors import DependencyError
+from mpsearch.models.data_specs import DataRequest, data_scheme
 from mpsearch.models.dataset import DataSet
+from mpsearch.models.named import InputForm
+from mpsearch.models.specs import architecture
 from mpsearch.models.weights_file import load_weights
 
 __all__ = ["BasicBlock", "DigitsResNet", "digits", "digits_resnet"]
@@ -100,6 +103,7 @@ class DigitsResNet(nn.Module):
         return logits
 
 
+@architecture("digits-resnet", InputForm((1, 8, 8)))
 def digits_resnet() -> DigitsResNet:
     """Load the trained example network in evaluation mode.
 
@@ -111,6 +115,12 @@ def digits_resnet() -> DigitsResNet:
     with resources.as_file(packaged) as path:
         load_weights(model, path)
     return model.eval()
+
+
+@data_scheme("digits")
+def _digits_spec(request: DataRequest) -> DataSet:
+    request.check_settings(())
+    return digits()
 
 
 def digits() -> DataSet:

@@ -1,26 +1,38 @@
-"""Model and data specs: the strings that name a model or a data set."""
+"""What a caller gives as model or data, turned into a live model and a data set."""
 
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import DataError, DependencyError, InputError, ModelError, UnknownNameError
+from mpsearch.errors import DataError, DependencyError, ModelError
+from mpsearch.models import (  # noqa: F401 - importing them registers their specs
+    data_files,
+    digits,
+    efficientnet,
+    images_folder,
+    onnx_models,
+    synthetic,
+    text_file,
+    torchvision_models,
+    transformers_models,
+)
+from mpsearch.models.data_specs import known_data, load_data_spec
 from mpsearch.models.dataset import DataSet
-from mpsearch.models.digits import digits, digits_resnet
 from mpsearch.models.named import NamedModel
+from mpsearch.models.running import evaluation_mode, forward
+from mpsearch.models.specs import LOCAL, SpecPolicy, known_architectures, load_spec
 
 __all__ = [
     "ModelLike",
     "NamedModel",
     "as_data",
     "as_model",
+    "check_fit",
     "known_data",
     "known_models",
     "on_device",
@@ -28,55 +40,31 @@ __all__ = [
 
 ModelLike = str | nn.Module | NamedModel
 
-_MODELS: dict[str, Callable[[], nn.Module]] = {"digits-resnet": digits_resnet}
-_DATA: dict[str, Callable[[], DataSet]] = {"digits": digits}
-
-
-_FACTORY_HINT = "package.module:factory calls a function of yours"
-
 
 def known_models() -> list[str]:
-    """List the bundled models.
+    """List the models that have a name, and the forms that other specs take.
 
     Returns:
-        Their names.
+        The names, then the forms.
     """
-    return sorted(_MODELS)
+    return known_architectures()
 
 
-def known_data() -> list[str]:
-    """List the bundled data sets.
-
-    Returns:
-        Their names.
-    """
-    return sorted(_DATA)
-
-
-def as_model(model: ModelLike) -> NamedModel:
+def as_model(model: ModelLike, policy: SpecPolicy = LOCAL) -> NamedModel:
     """Turn what the caller gave into a model and a name to report.
 
     Args:
-        model: A spec: `digits-resnet`, or `package.module:factory`, which runs the user's own
-            code; a live module; or one with a name.
+        model: A spec (see `mpsearch.models.specs`), a live module, or one with a name.
+        policy: What a spec may do.
 
     Returns:
         The model; a live module is passed through, not copied, and is called by its class.
 
     Raises:
-        UnknownNameError: No bundled model has this name.
         ModelError: Not a module.
-        InputError: The factory cannot be imported.
     """
     if isinstance(model, str):
-        if model in _MODELS:
-            return NamedModel(model, _MODELS[model]())
-        if ":" not in model:
-            raise UnknownNameError("model", model, _MODELS, hint=_FACTORY_HINT)
-        made = _from_factory(model)
-        if not isinstance(made, nn.Module):
-            raise ModelError(f"{model} made a {type(made).__name__}, not a torch.nn.Module")
-        return NamedModel(model, made)
+        return load_spec(model, policy)
     if isinstance(model, NamedModel):
         return model
     if not isinstance(model, nn.Module):
@@ -108,52 +96,67 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
     return copy.deepcopy(model).to(wanted)
 
 
-def as_data(data: str | DataSet | Tensor | Iterable[Any]) -> DataSet:
+def as_data(
+    data: str | DataSet | Tensor | Iterable[Any],
+    policy: SpecPolicy = LOCAL,
+    *,
+    model: NamedModel | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+) -> DataSet:
     """Turn what the caller gave into a data set.
 
     Args:
-        data: A spec: `digits`, or `package.module:factory`; a DataSet; inputs;
-            `(inputs, targets)`; or an iterable of such batches, a DataLoader for example, which
-            is read once into memory.
+        data: A spec (see `mpsearch.models.data_specs`); a DataSet; inputs; `(inputs, targets)`; or
+            an iterable of such batches, a DataLoader for example, which is read once into memory.
+        policy: What a spec may do.
+        model: The model that the data is for; `synthetic` data is made from it.
+        samples: Draw so many of the calibration inputs; None for all.
+        seed: Seed of the draw and of synthetic data.
 
     Returns:
         The data set.
+    """
+    made = load_data_spec(data, policy, model, seed) if isinstance(data, str) else data
+    found = _collected(made)
+    return found if samples is None else found.sample(samples, seed)
+
+
+def check_fit(named: NamedModel, data: DataSet) -> None:
+    """Run one input through the model, to say early and clearly where the two do not fit.
+
+    Args:
+        named: The model.
+        data: The data.
 
     Raises:
-        UnknownNameError: No bundled data set has this name.
-        DataError: Empty, non-finite, or not made of tensors.
+        DataError: The model refuses the input, or a label is beyond its classes.
     """
+    try:
+        with torch.no_grad(), evaluation_mode(named.module):
+            output = forward(named.module, data.inputs[:1])
+    except DataError as error:
+        wanted = f"; {named.name} takes {named.inputs}" if named.inputs else ""
+        raise DataError(f"data {data.name!r} does not fit the model: {error}{wanted}") from error
+    targets = data.targets
+    if targets is None or targets.is_floating_point() or output.ndim != 2 or targets.ndim != 1:
+        return
+    largest, classes = int(targets.max()), output.shape[1]
+    if largest >= classes:
+        raise DataError(
+            f"data {data.name!r} has the label {largest}, but {named.name} has {classes} classes, "
+            "numbered from 0"
+        )
+
+
+def _collected(data: DataSet | Tensor | Iterable[Any]) -> DataSet:
     if isinstance(data, DataSet):
         return data
-    if isinstance(data, str):
-        if data in _DATA:
-            return _DATA[data]()
-        if ":" not in data:
-            raise UnknownNameError("data set", data, _DATA, hint=_FACTORY_HINT)
-        made = _from_factory(data)
-        if isinstance(made, str):
-            raise DataError(f"{data} made text, not data")
-        return as_data(made)
     if isinstance(data, Tensor):
         return DataSet("inputs", data)
     if _is_batch(data):
         return DataSet("inputs", data[0], data[1])
     return _gathered(data)
-
-
-def _from_factory(spec: str) -> Any:  # noqa: ANN401
-    """Import and call `package.module:factory`; this runs the user's own code."""
-    path, _, name = spec.partition(":")
-    # Like `python -m`: the user's code is found from the folder they stand in.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        factory = getattr(importlib.import_module(path), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import {name!r} from {path!r} for {spec!r}: {error}") from error
-    if not callable(factory):
-        raise InputError(f"{spec} is a {type(factory).__name__}, not a function that makes one")
-    return factory()
 
 
 def _is_batch(data: object) -> TypeGuard[tuple[Tensor, Tensor | None]]:

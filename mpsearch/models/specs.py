@@ -1,0 +1,261 @@
+"""Model specs: one string, the same in library, command line and service, that names a model.
+
+```text
+NAME[@WEIGHTS.safetensors]              an architecture registered with @architecture
+SCHEME:BODY[@WEIGHTS.safetensors]       such as torchvision:resnet50, transformers:FOLDER
+FILE.onnx                               converted (see onnx_models)
+FILE.pt2                                a torch.export archive; only where trusted (see exported)
+package.module:factory                  the caller's own code; only where that is allowed
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mpsearch.errors import InputError, ModelError, UnknownNameError
+from mpsearch.models.named import InputForm, NamedModel
+from mpsearch.models.weights_file import load_weights
+
+__all__ = [
+    "LOCAL",
+    "ModelSpec",
+    "SpecPolicy",
+    "architecture",
+    "file_type",
+    "from_factory",
+    "known_architectures",
+    "load_spec",
+    "scheme",
+]
+
+
+@dataclass(frozen=True)
+class SpecPolicy:
+    """What a spec may do. Everything is refused unless allowed, which is what a service wants.
+
+    Attributes:
+        allow_code: Whether `package.module:factory` may import and run the caller's own code.
+        allow_paths: Whether a spec may name files and folders.
+        trusted: Whether the caller vouches for `.pt2` archives, which torch loads by pickle.
+    """
+
+    allow_code: bool = False
+    allow_paths: bool = False
+    trusted: bool = False
+
+    def path(self, text: str) -> Path:
+        """Turn the text of a spec into a path.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: Paths are not allowed here.
+        """
+        if not self.allow_paths:
+            raise InputError(f"{text!r} names a file or folder, which is not allowed here")
+        return Path(text).expanduser()
+
+
+LOCAL = SpecPolicy(allow_code=True, allow_paths=True)
+"""What the library and the command line allow: the caller's own files and code."""
+
+Maker = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A spec taken apart.
+
+    Attributes:
+        text: The spec as written.
+        scheme: What comes before the colon, or "".
+        body: What the scheme, or the registry of architectures, is asked for.
+        weights: The `.safetensors` file after `@`, or None.
+    """
+
+    text: str
+    scheme: str
+    body: str
+    weights: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Take a spec apart.
+
+        Args:
+            text: The spec.
+
+        Returns:
+            Its parts.
+
+        Raises:
+            InputError: Nothing stands before `@`, or what follows is no `.safetensors` file.
+        """
+        body, at, weights = text.partition("@")
+        if at and not (body and weights.lower().endswith(".safetensors")):
+            raise InputError(
+                f"model {text!r}: write NAME@WEIGHTS.safetensors; other formats of weights may "
+                "run code when they are read and are refused"
+            )
+        prefix, colon, rest = body.partition(":")
+        known = bool(colon) and prefix in _SCHEMES
+        return cls(text, prefix if known else "", rest if known else body, weights or None)
+
+
+Loader = Callable[[ModelSpec, SpecPolicy], NamedModel]
+
+_ARCHITECTURES: dict[str, tuple[Maker, InputForm | None]] = {}
+_SCHEMES: dict[str, Loader] = {}
+_FILE_TYPES: dict[str, Loader] = {}
+
+
+def architecture(name: str, inputs: InputForm | None = None) -> Callable[[Maker], Maker]:
+    """Register a function that builds a model under a name, as a decorator.
+
+    Args:
+        name: The name; `NAME` and `NAME@WEIGHTS.safetensors` are specs from then on.
+        inputs: What the model takes.
+
+    Returns:
+        The decorator; it returns the function as it was.
+
+    Raises:
+        InputError: The name is taken, or could not be told from other specs.
+    """
+    if not name or any(each in name for each in ":@/\\") or name.endswith(tuple(_FILE_TYPES)):
+        raise InputError(f"architecture {name!r}: a name has no ':', '@' or path in it")
+    if name in _ARCHITECTURES:
+        raise InputError(f"an architecture named {name!r} is registered already")
+
+    def register(maker: Maker) -> Maker:
+        _ARCHITECTURES[name] = (maker, inputs)
+        return maker
+
+    return register
+
+
+def scheme(prefix: str) -> Callable[[Loader], Loader]:
+    """Register a loader for specs `PREFIX:…`, as a decorator.
+
+    Args:
+        prefix: What stands before the colon.
+
+    Returns:
+        The decorator.
+    """
+
+    def register(loader: Loader) -> Loader:
+        _SCHEMES[prefix] = loader
+        return loader
+
+    return register
+
+
+def file_type(suffix: str) -> Callable[[Loader], Loader]:
+    """Register a loader for specs that are paths with a suffix, as a decorator.
+
+    Args:
+        suffix: Such as `.onnx`.
+
+    Returns:
+        The decorator.
+    """
+
+    def register(loader: Loader) -> Loader:
+        _FILE_TYPES[suffix] = loader
+        return loader
+
+    return register
+
+
+def known_architectures() -> list[str]:
+    """List the registered architectures and the forms that other specs take.
+
+    Returns:
+        The names, then the forms.
+    """
+    forms = [f"{prefix}:…" for prefix in sorted(_SCHEMES)]
+    return [*sorted(_ARCHITECTURES), *forms, *(f"FILE{suffix}" for suffix in sorted(_FILE_TYPES))]
+
+
+def load_spec(text: str, policy: SpecPolicy = LOCAL) -> NamedModel:
+    """Make the model that a spec names.
+
+    Args:
+        text: The spec.
+        policy: What it may do.
+
+    Returns:
+        The model in evaluation mode, called by its spec.
+
+    Raises:
+        UnknownNameError: It names nothing that is known.
+        ModelError: The caller's factory made no module.
+    """
+    spec = ModelSpec.parse(text)
+    if spec.scheme:
+        named = _SCHEMES[spec.scheme](spec, policy)
+    elif spec.body in _ARCHITECTURES:
+        maker, inputs = _ARCHITECTURES[spec.body]
+        module = maker()
+        if spec.weights is not None:
+            load_weights(module, policy.path(spec.weights))
+        named = NamedModel(text, module, inputs)
+    elif Path(spec.body).suffix.lower() in _FILE_TYPES:
+        named = _from_file(spec, policy)
+    elif ":" in spec.body:
+        made = from_factory(text, policy)
+        if not isinstance(made, nn.Module):
+            raise ModelError(f"{text} made a {type(made).__name__}, not a torch.nn.Module")
+        return NamedModel(text, made)  # in the mode that its maker left it in
+    else:
+        hint = "package.module:factory calls a function of yours" if policy.allow_code else ""
+        raise UnknownNameError("model", text, known_architectures(), hint=hint)
+    named.module.eval()
+    return named
+
+
+def _from_file(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
+    if spec.weights is not None:
+        raise InputError(f"{spec.body} carries its own weights; leave out @{spec.weights}")
+    return _FILE_TYPES[Path(spec.body).suffix.lower()](spec, policy)
+
+
+def from_factory(text: str, policy: SpecPolicy) -> Any:  # noqa: ANN401
+    """Import and call `package.module:factory`; this runs the caller's own code.
+
+    Args:
+        text: The spec.
+        policy: Has to allow code.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        InputError: Code is not allowed, or the factory cannot be imported.
+    """
+    if not policy.allow_code:
+        raise InputError(f"{text!r} would run code of its author, which is not allowed here")
+    path, _, name = text.partition(":")
+    # Like `python -m`: the user's code is found from the folder they stand in.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InputError(f"cannot import {name!r} from {path!r} for {text!r}: {error}") from error
+    if not callable(factory):
+        raise InputError(f"{text} is a {type(factory).__name__}, not a function that makes one")
+    return factory()
