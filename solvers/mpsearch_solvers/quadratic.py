@@ -10,10 +10,11 @@ from mpsearch_solvers.local_search_moves import search
 from mpsearch_solvers.local_search_start import solve_linear
 from mpsearch_solvers.method import Outcome, Run
 from mpsearch_solvers.model import Model
-from mpsearch_solvers.problem import Ints
-from mpsearch_solvers.quadratic_bound import Part, price_rows
+from mpsearch_solvers.problem import Bools, Ints
+from mpsearch_solvers.quadratic_bound import Part
 from mpsearch_solvers.quadratic_branch import Branching
 from mpsearch_solvers.quadratic_core import Core, Root, solve_root
+from mpsearch_solvers.quadratic_diffusion import Diffusion, diffuse
 from mpsearch_solvers.quadratic_form import QuadraticForm, compile_form
 
 # Places (open options) up to which the semidefinite bound is affordable, and up to which branching
@@ -22,6 +23,7 @@ _DENSE = 1200
 _BRANCH = 300
 _EXACT = 1e-12
 _SHARE = 0.25
+_LARGE_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -53,31 +55,40 @@ class Quadratic:
         if begun.indices is None:
             return replace(begun, bound=None, multipliers=None)
         form = compile_form(model)
-        allowance = None if run.remaining is None else run.seconds + _SHARE * run.remaining
+        is_large = int(form.allowed.sum()) > _DENSE
+        part = _LARGE_SHARE if is_large else _SHARE
+        allowance = None if run.remaining is None else run.seconds + part * run.remaining
         searching = replace(run, time_limit=allowance, report=None)
         indices = search(model, form, begun.indices, searching, self.rounds)
         incumbent = _Incumbent(model, form, indices, run.gap)
-        bound = _loose_bound(form)
+        diffusion = diffuse(form, run)
+        bound = diffusion.value
         run.tell(self.name, form.restore(bound), model.value(indices), "local search")
-        if int(form.allowed.sum()) > _DENSE:
-            note = f"over {_DENSE} options: local search with a loose bound"
+        if bound >= incumbent.cutoff:
+            return incumbent.outcome(bound, done=True)
+        if is_large:
+            note = f"over {_DENSE} options: local search with a relaxation bound"
             return incumbent.outcome(bound, done=False, note=note)
         if run.is_over:
             return incumbent.outcome(bound, done=False, note="stopped by the time limit")
-        return self._prove(incumbent, bound, run)
+        return self._prove(incumbent, diffusion, run)
 
-    def _prove(self, incumbent: _Incumbent, bound: float, run: Run) -> Outcome:
-        core = _whole(incumbent.form)
+    def _prove(self, incumbent: _Incumbent, diffusion: Diffusion, run: Run) -> Outcome:
+        form = incumbent.form
+        remaining = form.allowed & (diffusion.value + diffusion.reduced < incumbent.cutoff)
+        if not remaining.any(axis=1).all():
+            return incumbent.outcome(incumbent.cutoff, done=True)
+        core = _whole(form, remaining)
         if not len(core.groups):
-            return incumbent.outcome(incumbent.value, done=True)
+            return self._close(incumbent, core)
         root = solve_root(core, incumbent.cutoff, run)
-        bound = max(bound, root.value)
+        bound = max(diffusion.value, root.value)
         restore = incumbent.form.restore
         run.tell(self.name, restore(bound), restore(incumbent.value), "convex bound")
         if bound >= incumbent.cutoff:
             return incumbent.outcome(bound, done=True)
         if not len(root.core.groups):
-            return self._close(incumbent, root)
+            return self._close(incumbent, root.core)
         self._round(incumbent, root, run)
         places = int(root.core.part.allowed.sum())
         if places > _BRANCH:
@@ -101,9 +112,9 @@ class Quadratic:
             found = search(incumbent.model, incumbent.form, choice, terms, self.rounds // 4)
             incumbent.accept(found)
 
-    def _close(self, incumbent: _Incumbent, root: Root) -> Outcome:
+    def _close(self, incumbent: _Incumbent, core: Core) -> Outcome:
         """Every group is settled: one allocation is left that could be better."""
-        incumbent.accept(root.core.choice)
+        incumbent.accept(core.choice)
         return incumbent.outcome(incumbent.cutoff, done=True)
 
 
@@ -144,35 +155,8 @@ class _Incumbent:
         return Outcome(self.indices, bound, exhausted=done, note=note)
 
 
-def _whole(form: QuadraticForm) -> Core:
+def _whole(form: QuadraticForm, allowed: Bools) -> Core:
     groups = np.arange(form.shape[0])
     part = Part(form.linear, form.allowed, form.cost, form.room)
     core = Core(groups, np.zeros(len(groups), dtype=np.intp), 0.0, part, form.matrix())
-    single = form.allowed.sum(axis=1) == 1
-    return core.settle(form.allowed) if single.any() else core
-
-
-def _loose_bound(form: QuadraticForm) -> float:
-    """Return a bound that any size affords: each group bears half of its worst luck in each pair.
-
-    `q(b, c) >= min_c q(b, c) / 2 + min_b q(b, c) / 2` makes the objective linear.
-    """
-    groups, width = form.shape
-    luck = np.zeros(form.linear.size)
-    pairs = form.pairs
-    rows = np.repeat(np.arange(form.linear.size), np.diff(pairs.start))
-    partner = pairs.place // width
-    order = np.lexsort((partner, rows))
-    keys = rows[order] * groups + partner[order]
-    first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if keys.size else keys
-    if keys.size:
-        least = np.minimum.reduceat(pairs.value[order], first)
-        listed = np.diff(np.r_[first, keys.size])
-        offered = form.allowed.sum(axis=1)[partner[order][first]]
-        # Columns of the partner that are not listed interact by zero.
-        least = np.where(listed < offered, np.minimum(least, 0.0), least)
-        np.add.at(luck, rows[order][first], 0.5 * least)
-    plane = np.where(form.allowed, form.linear + luck.reshape(groups, width), np.inf)
-    prices = price_rows(plane, form.cost, form.room, np.zeros(len(form.room)))
-    priced = plane + np.tensordot(prices, form.cost, axes=1)
-    return float(priced.min(axis=1).sum() - prices @ form.room)
+    return core.settle(allowed)

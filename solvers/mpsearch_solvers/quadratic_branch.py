@@ -116,8 +116,9 @@ class Branching:
 
     @property
     def lower(self) -> float:
-        """The proven bound so far, scaled."""
-        return min(self.floor, min((node.bound for node in self.stack), default=np.inf))
+        """The proven bound so far, scaled; options removed cost the cutoff, perhaps no more."""
+        waiting = min((node.bound for node in self.stack), default=np.inf)
+        return min(self.floor, self.cutoff, waiting)
 
     def explore(self, tell: Callable[[float], None]) -> bool:
         """Search until done, out of time or out of nodes; returns whether it is done."""

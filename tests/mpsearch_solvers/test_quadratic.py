@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from mpsearch_solvers import Interactions, MethodError, PeakRows, Problem, quadratic, solve
 from mpsearch_solvers.evaluation import is_within_limits
+from mpsearch_solvers.method import Run
+from mpsearch_solvers.model import compile_problem
 from mpsearch_solvers.quadratic import Quadratic
+from mpsearch_solvers.quadratic_diffusion import diffuse
+from mpsearch_solvers.quadratic_form import compile_form
 
 sys.path.insert(0, str(Path(__file__).parent))
 from instances import assert_same_answer
@@ -195,21 +199,17 @@ def test_more_options_than_branching_can_take_get_local_search_and_a_convex_boun
     assert "convex bound" in found.note
 
 
-def test_more_options_than_a_dense_matrix_can_take_get_local_search_and_a_loose_bound(monkeypatch):
+def test_more_options_than_a_dense_matrix_can_take_get_local_search_and_a_bound(monkeypatch):
     monkeypatch.setattr(quadratic, "_DENSE", 100)
     rng = np.random.default_rng(12)
     problem = interacting_problem(rng, 40, 3, 1, strength=0.1, density=0.1)
     found = solve(problem, Quadratic(rounds=1))
     assert found.status == "feasible"
     assert found.bound <= found.objective
-    assert "loose bound" in found.note
+    assert "relaxation bound" in found.note
 
 
-def test_the_loose_bound_is_below_every_allocation():
-    from mpsearch_solvers.model import compile_problem
-    from mpsearch_solvers.quadratic import _loose_bound
-    from mpsearch_solvers.quadratic_form import compile_form
-
+def test_diffusion_bounds_from_below_and_is_exact_on_a_tree_without_budgets():
     rng = np.random.default_rng(13)
     for trial in range(30):
         problem = interacting_problem(
@@ -218,7 +218,24 @@ def test_the_loose_bound_is_below_every_allocation():
         best = solve(problem, "brute_force", gap=0).objective
         form = compile_form(compile_problem(problem))
         if best is not None:
-            assert form.restore(_loose_bound(form)) <= best + 1e-9
+            assert form.restore(diffuse(form, Run()).value) <= best + 1e-9
+    for _ in range(5):
+        whole = interacting_problem(rng, 7, 3, 0, strength=1.0)
+        chain = np.diff(whole.interactions.groups, axis=1)[:, 0] == 1
+        pairs = Interactions(
+            *(
+                part[chain]
+                for part in (
+                    whole.interactions.groups,
+                    whole.interactions.options,
+                    whole.interactions.loss,
+                )
+            )
+        )
+        problem = Problem.from_arrays(whole.loss, interactions=pairs)
+        form = compile_form(compile_problem(problem))
+        best = solve(problem, "brute_force", gap=0).objective
+        assert form.restore(diffuse(form, Run()).value) == pytest.approx(best, abs=1e-2)
 
 
 def test_a_time_limit_returns_the_best_so_far():
