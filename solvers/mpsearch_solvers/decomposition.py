@@ -249,7 +249,7 @@ class _Search:
             _, _, node = heapq.heappop(open_nodes)
             if self._is_closed(node.bound) or self._list(node):
                 continue
-            if self.run.is_over:
+            if self.run.remaining == 0.0:
                 self.closed = min(self.closed, node.bound)
                 return self._outcome()
             for child in self._branch(node):
@@ -432,5 +432,5 @@ def _affordable(core: Core, spent: tuple[Floats, Floats], threshold: float) -> f
     if not len(spreads) or pairs <= _PAIRS:
         return math.inf
     # Pairs within reach r of the limits are about the share r^rows of all.
-    reach = float(np.prod(spreads) * _PAIRS / pairs) ** (1.0 / len(spreads)) / 2.0
-    return max(threshold, reach)
+    share = float(np.prod(spreads)) * _PAIRS / pairs
+    return max(threshold, math.pow(share, 1.0 / len(spreads)) / 2.0)

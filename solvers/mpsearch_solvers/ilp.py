@@ -43,6 +43,26 @@ class _Answer:
     is_infeasible: bool
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    """How a call of the MIP solver ended, in terms that PuLP 3 and 4 share."""
+
+    is_infeasible: bool
+    has_solution: bool
+    is_optimal: bool
+
+
+def _read_verdict(stats: object, program: Any) -> _Verdict:  # noqa: ANN401 - PuLP's problem, untyped
+    """Read what `LpProblem.solve` returned: a code in PuLP 3, an object in PuLP 4."""
+    if isinstance(stats, int):
+        # PuLP 3: status 1 optimal, -1 infeasible; solution 1 optimal, 2 integer feasible.
+        solution = program.sol_status
+        return _Verdict(stats == -1, solution in {1, 2}, stats == 1 and solution == 1)
+    status = stats.status  # type: ignore[attr-defined]
+    has_solution = bool(stats.has_solution)  # type: ignore[attr-defined]
+    return _Verdict(status.name == "Infeasible", has_solution, status.name == "Optimal")
+
+
 class Ilp:
     """The textbook 0-1 program, handed to a MIP solver."""
 
@@ -187,18 +207,15 @@ class _Program:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             try:
-                status = self.program.solve(solver)
+                stats = self.program.solve(solver)
             except pulp.PulpSolverError as error:
                 raise BackendError(f"{self.backend} failed: {error}") from error
-        if status == pulp.LpStatusInfeasible:
+        verdict = _read_verdict(stats, self.program)
+        if verdict.is_infeasible:
             return _Answer(None, None, is_infeasible=True)
-        bound = self._bound(gap, status)
-        if self.program.sol_status not in (
-            pulp.LpSolutionOptimal,
-            pulp.LpSolutionIntegerFeasible,
-        ):
-            return _Answer(None, bound, is_infeasible=False)
-        return _Answer(self._read(), bound, is_infeasible=False)
+        bound = self._bound(gap, verdict)
+        indices = self._read() if verdict.has_solution else None
+        return _Answer(indices, bound, is_infeasible=False)
 
     def _solver(self, gap: float, run: Run, method: str) -> Any:  # noqa: ANN401 - PuLP's solvers, untyped
         options: dict[str, Any] = {"msg": False, "gapRel": gap, "timeLimit": run.remaining}
@@ -225,15 +242,13 @@ class _Program:
         scale = self.objective.scale if self.peak is None else self.peak
         return value - bound <= 1e-9 * max(scale, abs(value - self.restore(0.0)))
 
-    def _bound(self, gap: float, status: int) -> float | None:
+    def _bound(self, gap: float, verdict: _Verdict) -> float | None:
         native = getattr(self.program, "solverModel", None)
         if native is not None and self.backend == "HiGHS":
             bound = float(native.getInfo().mip_dual_bound)
             return self.restore(bound) if np.isfinite(bound) else None
         value = pulp.value(self.program.objective)
-        if status != pulp.LpStatusOptimal or value is None:
-            return None
-        if self.program.sol_status != pulp.LpSolutionOptimal:
+        if not verdict.is_optimal or value is None:
             return None
         return self.restore(float(value) - gap * abs(float(value)))
 
