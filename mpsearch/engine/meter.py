@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpsearch.engine.prefix import DivergedError, Recording, record
 from mpsearch.engine.quantizer import Quantizer
@@ -70,6 +70,7 @@ class AllocationMeter:
         self._references: dict[int, Tensor] = {}
         self._notes: dict[str, None] = {}
         self._reusable = memory_limit > 0
+        self._state = _state(quantizer.model)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ class AllocationMeter:
         Returns:
             Loss and metric over all batches.
         """
-        self._refuse_options()
+        self._prepare()
         tally = Tally(self._loss)
         with torch.no_grad(), evaluation_mode(self._quantizer.model):
             for index, (inputs, _) in enumerate(self._batches):
@@ -108,7 +109,7 @@ class AllocationMeter:
         Returns:
             Their measurements, in order; the same numbers as `measure` gives.
         """
-        self._refuse_options()
+        self._prepare()
         tallies = [Tally(self._loss) for _ in choices]
         total = len(choices) * len(self._batches)
         with torch.no_grad(), evaluation_mode(self._quantizer.model):
@@ -121,12 +122,18 @@ class AllocationMeter:
                         on_step(index * len(choices) + number, total)
         return [tally.measurement() for tally in tallies]
 
-    def _refuse_options(self) -> None:
+    def _prepare(self) -> None:
+        """Refuse options that are on, and forget what was recorded of weights since changed."""
         if self._quantizer.active:
             raise InputError(
                 "the quantizer has options on already, so choices would be measured on top of "
                 "them; leave its `options` context before measuring"
             )
+        state = _state(self._quantizer.model)
+        if state != self._state:
+            self._state = state
+            self._recordings.clear()
+            self._references.clear()
 
     def _recorded(self, index: int, *, keep: bool) -> Recording | None:
         """Give the recording of a batch, making it if that is worth while."""
@@ -208,6 +215,12 @@ class AllocationMeter:
             else:
                 self._references[index] = forward(self._quantizer.model, inputs)
         return self._references[index]
+
+
+def _state(model: nn.Module) -> list[tuple[int, int]]:
+    """What tells that weights or buffers were changed or moved."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def _weight_format(options: Mapping[str, Option]) -> object:

@@ -39,7 +39,7 @@ class TracedCall:
         calls: Number of calls inside it, itself included.
         repeatable: Whether its output can stand for it.
         rewritten: Whether its output was written to after it had returned.
-        size: Bytes of its output.
+        size: Bytes that keeping its output keeps alive.
         seconds: How long it took.
     """
 
@@ -162,7 +162,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         returned: list[Tensor] = []
         if not flatten(output, returned):
             call.repeatable = False
-        call.size = sum(tensor.numel() * tensor.element_size() for tensor in returned)
+        # A view keeps all of its storage alive.
+        call.size = sum({_address(tensor): _held(tensor) for tensor in returned}.values())
         addresses = [_address(tensor) for tensor in returned]
         known = {_address(t) for t in received} | self._parameters.keys() | self._buffers.keys()
         call.aliased = len(set(addresses)) < len(addresses) or bool(known.intersection(addresses))
@@ -217,6 +218,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _address(tensor: Tensor) -> int:
     """Address of the storage; 0 for tensors without any, which are all taken for one."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _held(tensor: Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return tensor.numel() * tensor.element_size()
+    return tensor.untyped_storage().nbytes()
 
 
 def _foreign_hooks(module: nn.Module) -> bool:

@@ -504,6 +504,21 @@ def test_lazy_models_are_refused_until_they_ran() -> None:
         find_layers(model, (torch.randn(2, 4), None))
 
 
+def test_the_rounding_of_a_layers_input_can_be_had_alone() -> None:
+    model, ids = build("shared")
+    ranges = calibrate(model, ["table", "last"], [(ids, None)])
+    assert ranges.keys() == {"head", "last"}  # the table's only floating-point input
+    quantizer = Quantizer(model, ranges)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(quantizer.activation("last", INT8)(x), clipped(x, *ranges["last"]))
+    assert torch.equal(
+        quantizer.activation("table", INT8)(x), quantizer.activation("head", INT8)(x)
+    )
+    assert quantizer.activation("last", get("float"))(x) is x
+    embedding = Quantizer(nn.Sequential(nn.Embedding(3, 2)), {})
+    assert embedding.activation("0", INT8)(x) is x
+
+
 def test_embeddings_round_rows_and_leave_indices_alone() -> None:
     model = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 2)).eval()
     ids = torch.arange(10)[None]

@@ -254,6 +254,63 @@ def test_measuring_inside_a_context_of_options_is_refused() -> None:
     meter.measure({})
 
 
+@pytest.mark.parametrize("turns", [2, 4])
+def test_a_model_whose_calls_change_places_is_run_in_full_and_says_so(turns: int) -> None:
+    runs: list[int] = []
+
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(1)
+            parts = [self.one, self.two]
+            if len(runs) >= turns:  # in the second run recorded, or in the first replayed
+                parts.reverse()
+            return self.head(sum((part(x) for part in parts), torch.zeros_like(x)))
+
+    model, data = Turning().eval(), [(torch.randn(3, 6), torch.zeros(3))]
+    quantizer, outputs = Quantizer(model, {}), Outputs()
+    meter = AllocationMeter(quantizer, data, outputs.loss())
+    choice = {"head": parse_option("w4")}
+    meter.measure(choice)
+    assert torch.equal(outputs.seen[-1], run_in_full(quantizer, choice, data)[0])
+    assert "the order of calls changes: two instead of one" in meter.notes[0]
+
+
+def test_code_that_cannot_be_observed_is_run_in_full_and_says_so() -> None:
+    class Shy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "forward" in self.linear.__dict__:
+                raise RuntimeError("somebody is watching")
+            return self.linear(x)
+
+    data = [(torch.randn(3, 6), torch.zeros(3))]
+    meter = AllocationMeter(Quantizer(Shy().eval(), {}), data, Outputs().loss())
+    meter.measure({"linear": parse_option("w4")})
+    assert "somebody is watching" in meter.notes[0]
+
+
+def test_weights_trained_between_measurements_are_measured_anew() -> None:
+    quantizer, layers, data = prepared("residual")
+    outputs = Outputs()
+    meter = AllocationMeter(quantizer, data, outputs.loss())
+    choice = {layers[-1]: OPTIONS[0]}
+    meter.measure(choice)
+    with torch.no_grad():
+        quantizer.model.get_parameter("stem.weight").mul_(1.5)
+    outputs.seen.clear()
+    meter.measure(choice)
+    for found, wanted in zip(outputs.seen, run_in_full(quantizer, choice, data), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_no_data_and_negative_memory_are_refused() -> None:
     quantizer, _, data = prepared("sequential")
     with pytest.raises(DataError, match="no input"):
