@@ -31,6 +31,7 @@ from mpsearch_solvers import (
     solve,
 )
 from mpsearch_solvers import frontier as solve_frontier
+from mpsearch_solvers.problem import Interactions
 
 __all__ = [
     "Monotone",
@@ -149,7 +150,7 @@ def frontier(
         if offered[:, column].all():
             uniform[option] = FrontierPoint(
                 usage=costs.usage(resource, np.full(len(profile.groups), column)),
-                predicted_loss=math.fsum(profile.loss[:, column]),
+                predicted_loss=profile.predicted([column] * len(profile.groups)),
                 bound=None,
                 gap=None,
                 status="feasible",
@@ -297,6 +298,21 @@ def _problem(
         options=profile.options,
         allowed=offered,
         rows=rows,
+        interactions=_interactions(profile, offered),
+    )
+
+
+def _interactions(profile: Profile, offered: NDArray[np.bool_]) -> Interactions | None:
+    """List the pairs of choices that cost more or less together than apart."""
+    if profile.interactions is None:
+        return None
+    width = len(profile.options)
+    usable = np.outer(offered.ravel(), offered.ravel())
+    first, second = np.nonzero(np.triu(np.where(usable, profile.interactions, 0.0), 1))
+    return Interactions(
+        groups=np.stack([first // width, second // width], axis=1),
+        options=np.stack([first % width, second % width], axis=1),
+        loss=profile.interactions[first, second],
     )
 
 
@@ -322,7 +338,6 @@ def _allocation(
     seed: int,
     offered: NDArray[np.bool_],
 ) -> Allocation:
-    rows = np.arange(len(profile.groups))
     assert solution.indices is not None
     spent = {resource: costs.usage(resource, solution.indices) for resource in costs.resources}
     # What was chosen may have no price in a resource without a budget.
@@ -340,7 +355,7 @@ def _allocation(
         objective=solution.objective,
         bound=solution.bound,
         gap=solution.gap,
-        predicted_loss=math.fsum(profile.loss[rows, solution.indices]),
+        predicted_loss=profile.predicted(solution.indices.tolist()),
         budgets={
             b.resource: BudgetUse(
                 requested=b.text,

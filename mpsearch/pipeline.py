@@ -36,6 +36,7 @@ from mpsearch.quantize import Quantizer, calibrate
 from mpsearch.schemas import Allocation, Costs, DataRecord, Profile, Verification
 from mpsearch.scoring import low_bit_warning, refuse_ties, sum_over_groups
 from mpsearch.sensitivity import build
+from mpsearch.sensitivity.pairwise import grouped_interactions
 from mpsearch.sensitivity.protocol import Estimator, ScoringTask
 from mpsearch.smallest import Goal, smallest_allocation
 from mpsearch.verification import AllocationRuns, measure_allocation
@@ -125,10 +126,12 @@ def profile(
     )
     scores = scorer.score(task)
     loss_table, stderr = sum_over_groups(scores, task, menu)
+    inside, between = grouped_interactions(scores, task, menu) or (0.0, None)
     return Profile(
         groups=list(menu.groups),
         options=menu.names,
-        loss=loss_table,
+        loss=loss_table + inside,
+        interactions=between,
         stderr=stderr,
         allowed=menu.mask,
         members=menu.members,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -54,6 +55,11 @@ class Profile(Document):
         default_factory=dict,
         description="layer -> [low, high] of its input, calibrated on the data",
     )
+    interactions: FloatMatrix | None = Field(
+        default=None,
+        description="extra loss of pairs of choices, (groups x options) squared in row order; "
+        "symmetric, counted once per unordered pair; null: losses of groups just add up",
+    )
     loss_function: str | None = None
     float_loss: float | None = Field(default=None, description="loss of the unquantized model")
     monotone: Literal["keep", "clamp"] = "keep"
@@ -78,7 +84,26 @@ class Profile(Document):
             check_table(name, getattr(self, name), offered, self.groups, self.options)
         if (self.stderr[offered] < 0).any():
             raise ValueError("stderr has negative values")
+        if self.interactions is not None:
+            check_interactions(self.interactions, offered)
         return self
+
+    def predicted(self, columns: Sequence[int]) -> float:
+        """Predict the loss increase of an allocation, interactions included.
+
+        Args:
+            columns: Position of each group's option.
+
+        Returns:
+            The sum over groups, and over pairs of groups where the profile knows them.
+        """
+        rows = np.arange(len(self.groups))
+        chosen = np.asarray(columns)
+        total = list(self.loss[rows, chosen])
+        if self.interactions is not None:
+            cells = rows * len(self.options) + chosen
+            total += list(np.triu(self.interactions[np.ix_(cells, cells)], 1).ravel())
+        return math.fsum(total)
 
     @property
     def offered(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -161,6 +186,24 @@ def check_names(what: str, names: list[str]) -> None:
     )
     if repeated or not all(names):
         raise ValueError(f"{what} has {'empty' if not repeated else 'repeated'} names {repeated}")
+
+
+def check_interactions(
+    table: np.ndarray[Any, np.dtype[np.float64]], offered: np.ndarray[Any, np.dtype[np.bool_]]
+) -> None:
+    """Refuse interactions of the wrong shape, not symmetric, or not finite.
+
+    Args:
+        table: Losses, (groups x options) squared.
+        offered: Bool mask, groups x options.
+
+    Raises:
+        ValueError: What is wrong with them.
+    """
+    if table.shape != (offered.size, offered.size):
+        raise ValueError(f"interactions have shape {table.shape}, not {(offered.size,) * 2}")
+    if not np.isfinite(table).all() or not np.array_equal(table, table.T):
+        raise ValueError("interactions must be finite and symmetric")
 
 
 def check_table(

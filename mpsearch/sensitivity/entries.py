@@ -209,4 +209,13 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
         scores_activations=False,
         implementation="mpsearch.sensitivity.weight_statistics:SpectralNorm",
     ),
+    EstimatorInfo(
+        name="pairwise",
+        summary="Losses of single choices and of pairs of them, for the quadratic solver",
+        passes="1 + 2·L·B forward passes over the data; terms='measured': (L·B)²/2",
+        memory="the output change of every choice on one batch, and (L·B)² pairs",
+        source="CLADO, Deng et al. 2023, arXiv 2307.05657",
+        scores_activations=True,
+        implementation="mpsearch.sensitivity.pairwise:Pairwise",
+    ),
 )
