@@ -325,7 +325,9 @@ class _Search:
         sizes = self.settings.sizes if node.depth == 0 else self.settings.node_sizes
         for size in sizes:
             needed = self._needed(node)
-            threshold = min(needed, threshold_for(core, size, needed))
+            # A short list costs nothing, so it proves all it can, not only the gap asked for.
+            most = max(needed, self._reach(node)) if size == sizes[0] else needed
+            threshold = threshold_for(core, size, most if self.incumbent is not None else needed)
             if threshold <= listed:
                 continue
             meeting = self._meet(node, core, threshold)
