@@ -27,11 +27,15 @@ class Wishes:
         group: Patterns; the layers that one pattern matches take the same option.
         fix: Pattern -> the only option that its layers are offered.
         skip: Patterns of layers that stay in float and are not part of the problem.
+        proposed: Layers that a target makes share an option, by name (see
+            `mpsearch.models.groups`). A layer that any pattern above names is taken out of its
+            proposed group first: what the caller says of it wins.
     """
 
     group: Sequence[str] = ()
     fix: Mapping[str, str] | None = None
     skip: Sequence[str] = ()
+    proposed: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def make_menu(layers: Sequence[str], options: Sequence[str], wishes: Wishes) -> 
     rest = [name for name in layers if name not in skipped]
     if not rest:
         raise InputError("every layer is skipped: nothing is left to allocate")
-    groups = _groups(rest, wishes.group)
+    groups = _groups(rest, wishes.group, _unclaimed(rest, wishes))
     fixed = _fixed(rest, groups, wishes.fix or {})
     columns = {option.key: option for option in offered}
     for option in fixed.values():
@@ -137,7 +141,17 @@ def _matching(pattern: str, layers: Sequence[str], wish: str) -> list[str]:
     return found
 
 
-def _groups(layers: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:
+def _unclaimed(layers: Sequence[str], wishes: Wishes) -> list[list[str]]:
+    """Give the proposed groups without the layers that the caller's own patterns name."""
+    claimed = {name for pattern in wishes.fix or {} for name in _matching(pattern, layers, "fix")}
+    left = set(layers) - claimed
+    groups = [[name for name in members if name in left] for members in wishes.proposed]
+    return [members for members in groups if len(members) > 1]
+
+
+def _groups(
+    layers: Sequence[str], patterns: Sequence[str], proposed: Sequence[Sequence[str]]
+) -> dict[str, list[str]]:
     group_of: dict[str, str] = {}
     for pattern in patterns:
         for name in _matching(pattern, layers, "group"):
@@ -146,6 +160,10 @@ def _groups(layers: Sequence[str], patterns: Sequence[str]) -> dict[str, list[st
                     f"layer {name} is in two groups: --group {group_of[name]!r} and {pattern!r}"
                 )
             group_of[name] = pattern
+    for members in proposed:
+        free = [name for name in members if name not in group_of]
+        for name in free if len(free) > 1 else ():
+            group_of[name] = f"{free[0]}+{len(free) - 1}"
     groups: dict[str, list[str]] = {}
     for name in layers:
         groups.setdefault(group_of.get(name, name), []).append(name)

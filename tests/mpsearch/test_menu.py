@@ -77,3 +77,32 @@ def test_two_spellings_of_one_option_are_refused() -> None:
 def test_the_mask_has_an_option_for_every_group() -> None:
     menu = make_menu(LAYERS, ["w4", "w8"], Wishes(fix={"layer1.*": "w6"}))
     assert np.all(menu.allowed.any(axis=1))
+
+
+QKV = ["layer1.q", "layer1.k", "layer1.v"]
+
+
+def test_a_proposed_group_is_called_by_its_first_layer_and_how_many_go_with_it() -> None:
+    menu = make_menu(LAYERS, ["w4"], Wishes(proposed=[QKV]))
+    assert menu.groups == {"conv1": ["conv1"], "layer1.q+2": QKV, "fc": ["fc"]}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "groups"),
+    [
+        (Wishes(fix={"*.k": "w4"}, proposed=[QKV]), [["layer1.q", "layer1.v"], ["layer1.k"]]),
+        (Wishes(skip=["*.k"], proposed=[QKV]), [["layer1.q", "layer1.v"]]),
+        (
+            Wishes(group=["re:conv1|layer1.k"], proposed=[QKV]),
+            [["conv1", "layer1.k"], ["layer1.q", "layer1.v"]],
+        ),
+        (Wishes(skip=["*.k", "*.v"], proposed=[QKV]), [["layer1.q"]]),
+        (Wishes(group=["*.k", "*.v"], proposed=[QKV]), [["layer1.q"], ["layer1.k"]]),
+    ],
+)
+def test_what_the_caller_says_of_a_layer_takes_it_out_of_its_proposed_group(
+    wishes: Wishes, groups: list[list[str]]
+) -> None:
+    found = list(make_menu(LAYERS, ["w4", "w8"], wishes).groups.values())
+    assert all(each in found for each in groups)
+    assert QKV not in found

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mpsearch as mp
+from mpsearch.errors import ModelError
+from mpsearch.models.named import InputForm
+from mpsearch.models.onnx_scan import OnnxLimits, scan_onnx
+from mpsearch.models.registry import as_model
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx2torch")
+
+
+def export(model: nn.Module, inputs: torch.Tensor, path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(),
+            (inputs,),
+            path,
+            dynamo=False,
+            input_names=["input"],
+            dynamic_axes={"input": {0: "batch"}},
+        )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def digits_onnx(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("onnx") / "digits.onnx"
+    return export(as_model("digits-resnet").module, torch.zeros(1, 1, 8, 8), path)
+
+
+def test_the_converted_network_computes_what_the_original_does(digits_onnx) -> None:
+    named = as_model(digits_onnx)
+    inputs = torch.rand(7, 1, 8, 8)
+    assert named.inputs == InputForm((1, 8, 8))
+    assert named.notes == ()
+    wanted = as_model("digits-resnet").module(inputs)
+    torch.testing.assert_close(named.module(inputs), wanted, atol=1e-4, rtol=0)
+
+
+def test_an_export_gets_the_same_allocation_as_the_original(digits_onnx) -> None:
+    # The export folds batch norms into the weights, which scales whole output channels, and so
+    # leaves what per-channel rounding does to them as it was.
+    options = ["w2a8", "w4a8", "w8a8"]
+    rows = []
+    for spec in ("digits-resnet", digits_onnx):
+        profile = mp.profile(spec, "digits", options, "measured_loss")
+        costs = mp.price(spec, "digits", options)
+        answer = mp.allocate(profile, costs, budget={"weight_memory": "0.12x"})
+        rows.append(list(answer.layers.values()))
+        names = list(answer.layers)
+    assert len(rows[0]) == 10
+    assert rows[0] == rows[1]
+    assert names[0] == "conv1_Conv"
+
+
+def test_products_with_a_stored_matrix_are_linear_layers(tmp_path) -> None:
+    torch.manual_seed(0)
+
+    class Projections(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 6)
+            self.second = nn.Linear(6, 3, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).relu())
+
+    model = Projections()
+    inputs = torch.randn(2, 5, 4)  # three axes: exported as MatMul and Add, not as Gemm
+    named = as_model(export(model, inputs, tmp_path / "m.onnx"))
+    linear = [m for m in named.module.modules() if isinstance(m, nn.Linear)]
+    assert [tuple(each.weight.shape) for each in linear] == [(6, 4), (3, 6)]
+    torch.testing.assert_close(named.module(inputs), model(inputs))
+
+
+def test_a_matrix_used_twice_stays_where_both_can_reach_it(tmp_path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    matrix = np.array([[1, 2], [3, 4]], dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"], name="one"),
+            helper.make_node("MatMul", ["h", "w"], ["k"], name="two"),
+            helper.make_node("Add", ["k", "w"], ["y"], name="three"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])],
+        [numpy_helper.from_array(matrix, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    named = as_model(str(tmp_path / "m.onnx"))
+    x = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+    w = torch.tensor(matrix)
+    torch.testing.assert_close(named.module(x), x @ w @ w + w)
+    assert "exported for batches of 2" in named.notes[0]
+
+
+def test_counts_of_a_scan_are_those_of_the_parsed_file(digits_onnx) -> None:
+    from pathlib import Path
+
+    counts = scan_onnx(Path(digits_onnx))
+    proto = onnx.load(digits_onnx)
+    inner = sum(each.HasField("t") for node in proto.graph.node for each in node.attribute)
+    assert counts.nodes == len(proto.graph.node)
+    assert counts.initializers == len(proto.graph.initializer) + inner
+    values = sum(len(each.raw_data) for each in proto.graph.initializer)
+    assert counts.structure_bytes <= proto.ByteSize() - values
+    with pytest.raises(ModelError, match="more than 5 nodes"):
+        scan_onnx(Path(digits_onnx), OnnxLimits(nodes=5))
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path) -> None:
+    with pytest.raises(ModelError, match="no ONNX file"):
+        as_model(str(tmp_path / "none.onnx"))
