@@ -10,6 +10,7 @@ import typer
 from mpsearch.cli.console import print_error
 from mpsearch.cli.estimators import estimators_command
 from mpsearch.cli.formats import formats_app
+from mpsearch.cli.hardware import hardware_app
 from mpsearch.cli.search import search_command
 from mpsearch.cli.solve import solve_command
 from mpsearch.cli.stages import frontier_command, price_command, profile_command, verify_command
@@ -34,6 +35,7 @@ app.command("frontier")(frontier_command)
 app.command("verify")(verify_command)
 app.command("estimators")(estimators_command)
 app.add_typer(formats_app, name="formats")
+app.add_typer(hardware_app, name="hardware")
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,9 @@ from mpsearch.budgets import parse_budget
 from mpsearch.errors import BudgetError, InputError
 
 __all__ = [
+    "BatchOption",
     "BudgetsOption",
+    "ContextOption",
     "CostsOption",
     "DataOption",
     "DeviceOption",
@@ -27,6 +29,7 @@ __all__ = [
     "OptionsOption",
     "OutOption",
     "ProfileOption",
+    "ResourcesOption",
     "SeedOption",
     "SettingOption",
     "SkipOption",
@@ -59,7 +62,8 @@ BudgetsOption = Annotated[
         "-b",
         help="RESOURCE=AMOUNT, may be repeated. AMOUNT: 3MB, 256KiB, 1.2GBOPs (absolute), 0.25x "
         "(of the float32 model), 50% (of the way from the cheapest to the dearest allocation). "
-        "Resources: weight_memory, bops, average_bits.",
+        "Resources: weight_memory, activation_memory, bops, average_bits, with --hardware latency "
+        "and energy, and the columns of a cost table.",
         show_default=False,
     ),
 ]
@@ -74,7 +78,30 @@ SettingOption = Annotated[
 ]
 LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")]
 HardwareOption = Annotated[
-    str | None, typer.Option("--hardware", help="Device to price for.", show_default=False)
+    str | None,
+    typer.Option(
+        "--hardware",
+        help="Device to price for (see: mpsearch hardware), or a device or cost table file.",
+        show_default=False,
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        help="Inputs processed together, for latency and activations.",
+        min=1,
+        show_default="1, or the cost table's",
+    ),
+]
+ContextOption = Annotated[
+    int, typer.Option("--context", help="Tokens kept in kv_cache_memory.", min=1)
+]
+ResourcesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resources", help="Resources to price, separated by commas.", show_default="the usual"
+    ),
 ]
 MethodOption = Annotated[str, typer.Option("--solver", help="Solver method.")]
 GapOption = Annotated[float, typer.Option("--gap", help="Relative gap to prove.", min=0.0)]

@@ -43,6 +43,8 @@ def search_command(
     setting: args.SettingOption = [],  # noqa: B006
     loss: args.LossOption = "cross_entropy",
     hardware: args.HardwareOption = None,
+    batch: args.BatchOption = None,
+    context: args.ContextOption = 1,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
     skip: args.SkipOption = [],  # noqa: B006
@@ -83,16 +85,21 @@ def search_command(
     Without one: solve saved scores for another budget, in milliseconds; nothing is measured then.
 
         mpsearch search --profile out/profile.json --costs out/costs.json --budget bops=3%
+
+    A cost table that names the layers prices saved scores too, given as --costs or --hardware.
     """
     budgets = args.budgets_of(budget)
     target = _goal(goal, max_drop)
     _check_folder(out)
     known_profile = as_profile(profile) if profile else None
-    known_costs = as_costs(costs) if costs else None
+    known_costs = _costs(costs, hardware, known_profile, has_model=model is not None)
     monotone: Monotone = "clamp" if clamp else "keep"
     if model is None:
         if known_profile is None or known_costs is None:
-            raise InputError("give a MODEL with --data, or both --profile and --costs")
+            raise InputError(
+                "give a MODEL with --data, or both --profile and --costs (a cost table may stand "
+                "for the costs)"
+            )
         if target is not None:
             raise InputError("--goal measures allocations, so it needs a MODEL with --data")
         answer = allocate(
@@ -117,6 +124,8 @@ def search_command(
                 args.options_of(options),
                 budgets,
                 hardware=hardware,
+                batch=batch,
+                context=context,
                 estimator=estimator,
                 loss=loss,
                 wishes=Wishes(group, args.fixes_of(fix), skip),
@@ -140,6 +149,27 @@ def search_command(
         _write(out, answer, known_profile, known_costs)
     if as_json:
         print_document(answer)
+
+
+def _costs(
+    costs: Path | None, hardware: str | None, profile: Profile | None, *, has_model: bool
+) -> Costs | None:
+    """Load saved costs, or price a saved profile by a cost table that names its layers."""
+    from mpsearch.hardware.lookup import as_hardware, price_profile
+    from mpsearch.hardware.table import CostTable
+
+    if costs is not None and not CostTable.is_one(costs):
+        return as_costs(costs)
+    if costs is None and (has_model or hardware is None):
+        return None
+    if profile is None:
+        raise InputError("a cost table prices a saved --profile, or a MODEL with --data")
+    found = CostTable.read(costs) if costs is not None else as_hardware(hardware or "")
+    if not isinstance(found, CostTable):
+        raise InputError(
+            f"--hardware {hardware} needs the shapes of the layers: give a MODEL with --data"
+        )
+    return price_profile(profile, found)
 
 
 def _goal(goal: str | None, max_drop: float | None) -> Goal | None:

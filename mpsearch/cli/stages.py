@@ -73,6 +73,9 @@ def price_command(
     data: args.DataOption,
     options: args.OptionsOption = DEFAULT_MENU,
     hardware: args.HardwareOption = None,
+    resources: args.ResourcesOption = None,
+    batch: args.BatchOption = None,
+    context: args.ContextOption = 1,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
     skip: args.SkipOption = [],  # noqa: B006
@@ -86,7 +89,16 @@ def price_command(
     from mpsearch.pipeline import price
 
     wishes = Wishes(group, args.fixes_of(fix), skip)
-    costs = price(model, data, args.options_of(options), hardware, wishes=wishes)
+    costs = price(
+        model,
+        data,
+        args.options_of(options),
+        hardware,
+        resources=args.options_of(resources) if resources else None,
+        batch=batch,
+        context=context,
+        wishes=wishes,
+    )
     show(costs_table(costs))
     if out is not None:
         show(f"wrote {costs.save(out)}")

@@ -93,6 +93,8 @@ def test_prices_follow_the_formulas() -> None:
         "weight_memory": 4.0 * (conv + linear),
         "bops": (conv_macs + linear) * 32.0 * 32.0,
         "average_bits": 32.0,
+        # The image and what the convolution makes of it.
+        "activation_memory": 4.0 * (3 * 8 * 8 + 4 * 4 * 4),
     }
     assert costs.fixed == {"weight_memory": 4.0 * (4 + 5)}
 

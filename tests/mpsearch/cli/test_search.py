@@ -170,7 +170,7 @@ def test_every_estimator_runs_from_the_command_line(run, estimator: str) -> None
         ("-b bops=1x", 2, "--profile and --costs"),
         ("digits-resnet -d digits -b bops=1x -b bops=2x", 2, "two budgets for bops"),
         ("digits-resnet -d digits -b bops=1x --device moon", 4, "moon"),
-        ("digits-resnet -d digits -b bops=1x --hardware h100", 4, "h100"),
+        ("digits-resnet -d digits -b bops=1x --hardware h100", 2, "nvidia-h100"),
         ("digits-resnet -d digits -b bops=1x --solver oracle -e gradient_deviation", 2, "oracle"),
         ("digits-resnet -d digits -b bops=1x --max-drop 0.1", 2, "--goal"),
         ("digits-resnet -d digits --goal max:bops --max-drop 0.1", 2, "min:RESOURCE"),

@@ -1,0 +1,227 @@
+"""`mpsearch hardware`: which devices there are, and cost tables of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mpsearch.cli.arguments import JsonOption
+from mpsearch.cli.console import print_document, show
+from mpsearch.errors import InputError
+from mpsearch.hardware.csv_tables import ColumnMapping, import_csv
+from mpsearch.hardware.device import Device, device, known_devices
+from mpsearch.hardware.importers import IMPORTERS, import_published
+from mpsearch.hardware.lookup import as_hardware
+from mpsearch.hardware.table import CostTable
+
+__all__ = ["hardware_app"]
+
+hardware_app = typer.Typer(
+    help="List the devices, or check, show and import cost tables.", no_args_is_help=False
+)
+
+OutFile = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
+
+
+@hardware_app.callback(invoke_without_command=True)
+def hardware_command(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the devices that are shipped: what they price and which arithmetic they have."""
+    if context.invoked_subcommand is None:
+        list_command(as_json)
+
+
+@hardware_app.command("list")
+def list_command(as_json: JsonOption = False) -> None:
+    """List the devices that are shipped: what they price and which arithmetic they have."""
+    devices = [device(name) for name in known_devices()]
+    if as_json:
+        facts = [
+            {
+                "name": each.name,
+                "summary": each.summary,
+                "resources": each.resources,
+                "arithmetic": list(each.peaks),
+            }
+            for each in devices
+        ]
+        sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+        return
+    table = _plain("device", "prices", "arithmetic", "what it is")
+    for each in devices:
+        table.add_row(each.name, ", ".join(each.resources), ", ".join(each.peaks), each.summary)
+    show(table)
+    show("Modelled from public figures: mpsearch hardware show NAME cites every one of them.")
+
+
+@hardware_app.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(help="Name of a device, or a device or cost table file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a device or a cost table: figures, units, where they come from.
+
+    mpsearch hardware show nvidia-t4
+    """
+    found = as_hardware(name)
+    if as_json:
+        print_document(found)
+    elif isinstance(found, Device):
+        _show_device(found)
+    else:
+        _show_table(found)
+
+
+@hardware_app.command("validate")
+def validate_command(
+    files: Annotated[list[Path], typer.Argument(help="Device or cost table files.")],
+) -> None:
+    """Check that files are devices or cost tables; say what is wrong, and where.
+
+    mpsearch hardware validate table.json
+    """
+    for file in files:
+        if not file.exists():
+            raise InputError(f"no file {file}")
+        found = as_hardware(file)
+        if isinstance(found, Device):
+            show(f"{file}: device {found.name}, prices {', '.join(found.resources)}")
+            continue
+        show(
+            f"{file}: cost table of {found.device}, {len(found.entries)} rows, "
+            f"{len(found.options)} options, prices {', '.join(found.resources)}"
+        )
+
+
+@hardware_app.command("import-csv")
+def import_csv_command(
+    file: Annotated[Path, typer.Argument(help="The CSV file.")],
+    out: OutFile,
+    device_name: Annotated[str, typer.Option("--device", help="Name of the device.")],
+    option: Annotated[
+        str, typer.Option("--option", help="The option of a row: w{w_bits}a{a_bits}, or {column}.")
+    ],
+    value: Annotated[
+        list[str],
+        typer.Option("--value", help="RESOURCE=COLUMN:UNIT, may be repeated: latency=time_us:us."),
+    ],
+    provenance: Annotated[str, typer.Option("--provenance", help="Where the figures are from.")],
+    licence: Annotated[str, typer.Option("--licence", help="Their licence; `own` if yours.")],
+    layer: Annotated[
+        str, typer.Option("--layer", help="The layer's name in a row: {column}.")
+    ] = "",
+    op: Annotated[
+        str, typer.Option("--op", help="Kind of layer, for tables by shape: conv2d, {column}.")
+    ] = "",
+    shape: Annotated[
+        list[str],
+        typer.Option("--shape", help="KEY=COLUMN, may be repeated: in_channels=cin."),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    batch: Annotated[int, typer.Option("--batch", help="Inputs processed together.", min=1)] = 1,
+) -> None:
+    """Make a cost table from somebody's CSV file.
+
+    mpsearch hardware import-csv t.csv --device npu --layer '{name}' --option 'w{wb}a{ab}' --value
+    latency=us:us --provenance 'my bench' --licence own --out table.json
+    """
+    values = {}
+    for name, text in _pairs(value, "--value", "RESOURCE=COLUMN:UNIT"):
+        column, separator, unit = text.rpartition(":")
+        if not separator or not column or not unit:
+            raise InputError(f"--value {name}={text!r}: write RESOURCE=COLUMN:UNIT")
+        values[name] = (column, unit)
+    mapping = ColumnMapping(
+        option=option,
+        values=values,
+        layer=layer,
+        op=op,
+        shape=dict(_pairs(shape, "--shape", "KEY=COLUMN")),
+    )
+    table = import_csv(
+        file, mapping, device=device_name, provenance=provenance, licence=licence, batch=batch
+    )
+    show(f"wrote {len(table.entries)} rows to {table.save(out)}")
+
+
+@hardware_app.command("import")
+def import_command(
+    layout: Annotated[str, typer.Argument(help=f"Layout of the file: {', '.join(IMPORTERS)}.")],
+    file: Annotated[Path, typer.Argument(help="A published table or model.")],
+    out: OutFile,
+) -> None:
+    """Make a cost table or a device from a published file.
+
+    mpsearch hardware import hawq-ilp resnet18_ilp_inputs.json --out table.json
+    """
+    found = import_published(layout, file)
+    what = f"device {found.name}" if isinstance(found, Device) else f"{len(found.entries)} rows"
+    show(f"wrote {what} to {found.save(out)}")
+
+
+def _pairs(texts: list[str], option: str, form: str) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (separator and name and value):
+            raise InputError(f"{option} {text!r}: write {form}")
+        pairs.append((name, value))
+    return pairs
+
+
+def _show_device(found: Device) -> None:
+    show(f"[bold]{found.name}[/]  {escape(found.summary)}")
+    table = _plain("figure", "value", "source")
+    for name, peak in found.peaks.items():
+        table.add_row(f"peak {name}", f"{peak.value:.4g} operations/s", escape(peak.source))
+    for name, figure, unit in (
+        ("bandwidth", found.bandwidth, "B/s"),
+        ("overhead", found.overhead, "s"),
+        ("power", found.power, "W"),
+    ):
+        if figure is not None:
+            table.add_row(name, f"{figure.value:.4g} {unit}", escape(figure.source))
+    for widening in found.widenings:
+        what = f"{', '.join(widening.narrow)} {widening.operand} run at {widening.wide}"
+        table.add_row("widening", what, escape(widening.source))
+    if found.energies is not None:
+        per_bit = f"{found.energies.memory_per_bit:g} pJ per bit of traffic"
+        table.add_row("energies", per_bit, escape(found.energies.source))
+    if found.luts is not None:
+        fold = f"P = {found.luts.processing_elements}, Q = {found.luts.lanes}"
+        table.add_row("LUT model", fold, escape(found.luts.source))
+    show(table)
+    for note in found.notes:
+        show(f"note: {escape(note)}")
+
+
+def _show_table(found: CostTable) -> None:
+    show(f"[bold]{escape(found.device)}[/]  {escape(found.description)}")
+    units = ", ".join(f"{resource} in {unit}" for resource, unit in found.units.items())
+    shown = found.options[:12]
+    more = f" … ({len(found.options)} in all)" if len(found.options) > len(shown) else ""
+    by_layer = len({entry.layer for entry in found.entries if entry.layer})
+    table = Table(box=None, show_header=False)
+    for label, text in (
+        ("prices", f"{units}; {found.origin}, batch of {found.batch}"),
+        ("rows", f"{len(found.entries)}: {by_layer} layers by name, shapes of {found.ops or '–'}"),
+        ("options", ", ".join(shown) + more),
+        ("missing", "; ".join(f"{m.option}: {m.reason}" for m in found.unavailable) or "–"),
+        ("from", found.provenance),
+        ("licence", found.licence),
+        *found.conditions.items(),
+    ):
+        table.add_row(f"[bold]{label}[/]", escape(text))
+    show(table)
+
+
+def _plain(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
