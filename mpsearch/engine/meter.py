@@ -13,6 +13,7 @@ from mpsearch.errors import DataError, InputError, MpsearchError
 from mpsearch.formats import Option, parse_option
 from mpsearch.losses import Loss, Tally
 from mpsearch.models.dataset import Batch
+from mpsearch.models.inputs import hooked_module
 from mpsearch.models.running import evaluation_mode, forward
 from mpsearch.schemas import Measurement
 
@@ -189,7 +190,7 @@ class AllocationMeter:
             if _weight_format(new) != _weight_format(old):
                 parameters += site.parameters
             modules += [
-                use.module
+                hooked_module(self._quantizer.model, use.module)
                 for use in site.uses
                 if use.takes != "nothing"
                 and _activation_format(new, use.layer) != _activation_format(old, use.layer)

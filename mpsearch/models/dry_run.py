@@ -11,7 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mpsearch.models.inputs import watch_products
+from mpsearch.models.inputs import unnest, watch_products
 from mpsearch.models.kinds import Use, WeightSite, WeightSites
 from mpsearch.models.layer import Layer
 
@@ -42,6 +42,7 @@ class DryRun:
                 if use.takes == "operand":
                     record = self._product_recorder(site)
                     self._hooks.callback(watch_products(self._model, site, use, record))
+                unnest(self._model, use.module, self._hooks)
                 module = self._model.get_submodule(use.module)
                 starting = module.register_forward_pre_hook(self._starter(site.name))
                 self._hooks.callback(starting.remove)

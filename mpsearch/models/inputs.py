@@ -14,7 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpsearch.models.kinds import Use, WeightSite
 
-__all__ = ["OnInput", "OnProduct", "intercept", "is_own_hook", "watch_products"]
+__all__ = [
+    "OnInput",
+    "OnProduct",
+    "hooked_module",
+    "intercept",
+    "is_own_hook",
+    "unnest",
+    "watch_products",
+]
 
 OnInput = Callable[[Tensor, int], Tensor]
 """An input, and the axis along which the weight contracts it, to the tensor that replaces it."""
@@ -51,17 +59,57 @@ def intercept(
     Returns:
         A function that removes the hooks.
     """
-    module = model.get_submodule(use.module)
     if use.takes == "nothing":
-        return _nothing
+        return ExitStack().close
     if use.takes == "operand":
         return watch_products(model, site, use, _AsProduct(function))
+    undo = ExitStack()
+    unnest(model, use.module, undo)
     hook = _ArgumentHook(function, use.takes, _contracted_axis(site.kind))
-    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+    module = model.get_submodule(use.module)
+    undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    return undo.close
 
 
-def _nothing() -> None:
-    """Undo nothing."""
+def hooked_module(model: nn.Module, path: str) -> str:
+    """Find the outermost module that runs in another way when one inside it has hooks.
+
+    Args:
+        model: The model.
+        path: Name of the module that gets hooks.
+
+    Returns:
+        Its own name, or that of an encoder around it that packs padded inputs.
+    """
+    return next((name for name, _ in _encoders(model, path)), path)
+
+
+def unnest(model: nn.Module, path: str, undo: ExitStack) -> None:
+    """Keep the encoders around a module from packing padded inputs into nested tensors.
+
+    Inputs cannot be looked into then, and attention with hooks does not take them at all.
+
+    Args:
+        model: The model.
+        path: Name of the module that gets hooks.
+        undo: Gets what allows packing again.
+    """
+    for _, encoder in _encoders(model, path):
+        if encoder.use_nested_tensor:
+            encoder.use_nested_tensor = False
+            undo.callback(setattr, encoder, "use_nested_tensor", True)
+
+
+def _encoders(model: nn.Module, path: str) -> list[tuple[str, nn.TransformerEncoder]]:
+    """Encoders around a module that were made to pack padded inputs, the outermost first."""
+    parts = path.split(".")
+    names = [".".join(parts[:count]) for count in range(len(parts))]
+    around = [(name, model.get_submodule(name)) for name in names]
+    return [
+        (name, module)
+        for name, module in around
+        if isinstance(module, nn.TransformerEncoder) and module.enable_nested_tensor
+    ]
 
 
 def _contracted_axis(kind: str) -> int:
@@ -144,18 +192,13 @@ def watch_products(
     Returns:
         A function that removes the hooks.
     """
+    undo = ExitStack()
+    unnest(model, use.module, undo)
     module = model.get_submodule(use.module)
     watch = _ProductHooks(site.parameters[0].removeprefix(f"{use.module}."), function)
-    handles = (
-        module.register_forward_pre_hook(watch.enter),
-        module.register_forward_hook(watch.leave, always_call=True),
-    )
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return undo
+    undo.callback(module.register_forward_pre_hook(watch.enter).remove)
+    undo.callback(module.register_forward_hook(watch.leave, always_call=True).remove)
+    return undo.close
 
 
 class _ProductHooks:

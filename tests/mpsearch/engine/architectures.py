@@ -131,6 +131,22 @@ class Attention(nn.Module):
         return self.head((x + y).mean(1))
 
 
+class Padded(nn.Module):
+    """An encoder given a mask, which torch turns into nested tensors between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 3)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        padding = torch.arange(ids.shape[1]) >= 3 + torch.arange(len(ids))[:, None] % 4
+        x = self.encoder(self.table(ids), src_key_padding_mask=padding)
+        return self.head(x[:, 0])
+
+
 class Recurrent(nn.Module):
     """Both recurrent kinds and a transposed convolution with groups."""
 
@@ -270,6 +286,7 @@ ARCHITECTURES = {
     "shared": (Shared, tokens),
     "functional tie": (FunctionalTie, tokens),
     "attention": (Attention, tokens),
+    "padded attention": (Padded, tokens),
     "recurrent": (Recurrent, tokens),
     "mixture of experts": (Mixture, rows),
     "experts as modules": (ModuleExperts, rows),
