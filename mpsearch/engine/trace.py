@@ -39,6 +39,7 @@ class TracedCall:
         calls: Number of calls inside it, itself included.
         repeatable: Whether its output can stand for it.
         rewritten: Whether its output was written to after it had returned.
+        aliased: Whether its output shares memory with its inputs, with weights, or within itself.
         size: Bytes that keeping its output keeps alive.
         seconds: How long it took.
     """
