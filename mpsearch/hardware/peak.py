@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.formats import Format
-from mpsearch.hardware.schedule import Schedule, StoredTensor
+from mpsearch.hardware.schedule import Schedule
 from mpsearch.menu import Menu
 from mpsearch.schemas import PeakStep
 
@@ -46,37 +46,40 @@ def activation_steps(schedule: Schedule, menu: Menu) -> tuple[list[PeakStep], fl
         than another is left out), and the peak of the float model, in bytes.
     """
     rows = {name: row for row, members in enumerate(menu.groups.values()) for name in members}
-    bits = [stored_bits(option.activation) for option in menu.options]
     count = len(schedule.steps)
     base = np.zeros(count)
-    cost = np.zeros((count, len(menu.groups), len(menu.options)))
+    # What a group holds in a step: values, and bytes as the float model stores them.
+    held = np.zeros((count, len(menu.groups), 2))
     for tensor in schedule.tensors:
         span = slice(max(tensor.born, 0), tensor.last_use + 1)
         row = rows.get(tensor.producer or "")
         if row is None or not tensor.is_float:
             base[span] += tensor.size
         else:
-            cost[span, row] += _prices(tensor, bits)
+            held[span, row] += (tensor.values, tensor.size)
+    bits = [stored_bits(option.activation) for option in menu.options]
     names = list(menu.groups)
     steps = [
         PeakStep(
             name=schedule.steps[step],
             base=float(base[step]),
             cost={
-                names[row]: cost[step, row].tolist() for row in np.flatnonzero(cost[step].any(1))
+                names[row]: _prices(float(held[step, row, 0]), float(held[step, row, 1]), bits)
+                for row in np.flatnonzero(held[step, :, 0])
             },
         )
-        for step in _undominated(base, cost)
+        for step in _undominated(base, held)
     ]
     return steps, float(schedule.peak())
 
 
-def _prices(tensor: StoredTensor, bits: list[float | None]) -> list[float]:
-    return [tensor.size if each is None else tensor.values * each / 8 for each in bits]
+def _prices(values: float, size: float, bits: list[float | None]) -> list[float]:
+    return [size if each is None else values * each / 8 for each in bits]
 
 
-def _undominated(base: NDArray[np.float64], cost: NDArray[np.float64]) -> list[int]:
-    flat = np.concatenate([base[:, None], cost.reshape(len(base), -1)], axis=1)
+def _undominated(base: NDArray[np.float64], held: NDArray[np.float64]) -> list[int]:
+    """Return the steps of which no other holds at least as much of everything."""
+    flat = np.concatenate([base[:, None], held.reshape(len(base), -1)], axis=1)
     kept: list[int] = []
     # A step can only be dominated by one that is at least as large in sum.
     for step in np.argsort(-flat.sum(axis=1), kind="stable").tolist():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -85,8 +86,11 @@ class Schedule:
         Returns:
             Bytes, the model's input included.
         """
-        steps = range(len(self.steps))
-        return max(sum(t.size for t in self.live(step, as_run=as_run)) for step in steps)
+        change = [0] * (len(self.steps) + 1)
+        for tensor in self.tensors:
+            change[max(tensor.born, 0)] += tensor.size
+            change[(tensor.released if as_run else tensor.last_use) + 1] -= tensor.size
+        return max(accumulate(change[:-1]))
 
 
 def record_schedule(model: nn.Module, inputs: Tensor) -> Schedule:
@@ -114,6 +118,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A weak reference keeps the key of a storage from being given to another one.
         self._references: dict[int, StorageWeakRef] = {}
         self._tensors: dict[int, StoredTensor] = {}
+        self._held: set[int] = set()
         self._order: dict[str, int] = {}
         self._second: set[int] = set()
         self._weights: dict[int, str] = {}
@@ -211,6 +216,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_float=tensor.is_floating_point(),
         )
         self._tensors[self._key(tensor)] = known
+        self._held.add(self._key(tensor))
         self.schedule.tensors.append(known)
         return known
 
@@ -221,9 +227,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return int(self._references.setdefault(reference.cdata, reference).cdata)
 
     def _note_released(self) -> None:
-        for key, tensor in self._tensors.items():
-            if tensor.released < 0 and self._references[key].expired():  # type: ignore[no-untyped-call]
-                tensor.released = len(self.schedule.steps) - 1
+        gone = [
+            key
+            for key in self._held
+            if self._references[key].expired()  # type: ignore[no-untyped-call]
+        ]
+        for key in gone:
+            self._tensors[key].released = len(self.schedule.steps) - 1
+            self._held.remove(key)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
