@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,13 @@ def profile(
         seed=seed,
         model=record_of(named),
         data=DataRecord(name=dataset.name, fingerprint=fingerprint, inputs=len(dataset)),
-        warnings=[*survey.notes, *scores.warnings, *low_bit_warning(scorer, menu.options)],
+        warnings=[
+            *named.notes,
+            *dataset.notes,
+            *survey.notes,
+            *scores.warnings,
+            *low_bit_warning(scorer, menu.options),
+        ],
         seconds=time.perf_counter() - started,
     )
 
@@ -183,7 +189,7 @@ def price(
     """
     found = None if hardware is None else as_hardware(hardware)
     named = as_model(model)
-    first = next(as_data(data).batches())
+    first = next(as_data(data, model=named).batches())
     survey = find_layers(named.module, first)
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
     priced: list[str] = []
@@ -433,8 +439,8 @@ def _compared(loss: LossLike | None, module: nn.Module, dataset: DataSet) -> tup
 def _loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedModel, DataSet]:
     """Load model and data, both onto the same device."""
     named = as_model(model)
-    dataset = as_data(data)
+    dataset = as_data(data, model=named)
     if device is not None:
-        named = NamedModel(named.name, on_device(named.module, device))
+        named = replace(named, module=on_device(named.module, device))
     first = next(named.module.parameters(), None)
     return named, dataset.to(first.device if first is not None else "cpu")

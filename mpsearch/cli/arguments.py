@@ -21,6 +21,7 @@ __all__ = [
     "FixOption",
     "GapOption",
     "GroupOption",
+    "GroupsForOption",
     "HardwareOption",
     "JsonOption",
     "LossOption",
@@ -30,24 +31,41 @@ __all__ = [
     "OutOption",
     "ProfileOption",
     "ResourcesOption",
+    "SamplesOption",
     "SeedOption",
     "SettingOption",
     "SkipOption",
     "TimeLimitOption",
+    "TrustedOption",
     "budgets_of",
     "fixes_of",
     "options_of",
     "settings_of",
 ]
 
-ModelArgument = Annotated[
-    str, typer.Argument(help="Model: digits-resnet, or package.module:factory (your own code).")
-]
-DataOption = Annotated[
-    str,
+MODEL_HELP = (
+    "Model: digits-resnet, efficientnet-lite0, torchvision:NAME[@WEIGHTS.safetensors], "
+    "transformers:FOLDER, FILE.onnx, FILE.pt2 (with --trusted), or package.module:factory (your "
+    "own code)."
+)
+DATA_HELP = (
+    "Data: digits, FILE.npz, FILE.safetensors, images:FOLDER, text:FILE?tokenizer=FOLDER, "
+    "synthetic (data-free), or package.module:factory (your own code)."
+)
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
+DataOption = Annotated[str, typer.Option("--data", "-d", help=DATA_HELP, show_default=False)]
+SamplesOption = Annotated[
+    int | None,
     typer.Option(
-        "--data", "-d", help="Data set: digits, or package.module:factory.", show_default=False
+        "--samples",
+        help="Score on so many inputs, drawn by --seed.",
+        min=1,
+        show_default="all",
     ),
+]
+TrustedOption = Annotated[
+    bool,
+    typer.Option("--trusted", help="You vouch for the .pt2 archive: loading one runs its pickles."),
 ]
 OptionsOption = Annotated[
     str,
@@ -115,6 +133,15 @@ GroupOption = Annotated[
         "--group",
         help="Layers matching this pattern take the same option (wildcards, or re:REGEX).",
         show_default=False,
+    ),
+]
+GroupsForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--groups-for",
+        help="Group the layers that this target makes share an option: independent, fused-llm, "
+        "integer-only. --group, --fix and --skip take layers out of such a group.",
+        show_default="independent",
     ),
 ]
 FixOption = Annotated[

@@ -28,15 +28,11 @@ DEFAULT_MENU = "w2a8,w3a8,w4a8,w6a8,w8a8"
 def search_command(
     model: Annotated[
         str | None,
-        typer.Argument(
-            help="Model: digits-resnet, or package.module:factory (your own code). Not needed with "
-            "--profile and --costs."
-        ),
+        typer.Argument(help=f"{args.MODEL_HELP} Not needed with --profile and --costs."),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", "-d", help="Data set: digits, or package.module:factory."),
-    ] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help=args.DATA_HELP)] = None,
+    samples: args.SamplesOption = None,
+    trusted: args.TrustedOption = False,
     options: args.OptionsOption = DEFAULT_MENU,
     budget: args.BudgetsOption = [],  # noqa: B006 - typer reads the default, nothing changes it
     estimator: args.EstimatorOption = "measured_loss",
@@ -45,6 +41,7 @@ def search_command(
     hardware: args.HardwareOption = None,
     batch: args.BatchOption = None,
     context: args.ContextOption = 1,
+    groups_for: args.GroupsForOption = None,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
     skip: args.SkipOption = [],  # noqa: B006
@@ -115,12 +112,22 @@ def search_command(
     else:
         if data is None:
             raise InputError("give the data set to score and verify on: --data NAME")
+        from mpsearch.cli.loading import load
         from mpsearch.pipeline import run_search
 
+        loaded = load(
+            model,
+            data,
+            Wishes(group, args.fixes_of(fix), skip),
+            groups_for=groups_for,
+            samples=samples,
+            seed=seed,
+            trusted=trusted,
+        )
         with progress_bars() as on_progress:
             outcome = run_search(
-                model,
-                data,
+                loaded.model,
+                loaded.data,
                 args.options_of(options),
                 budgets,
                 hardware=hardware,
@@ -128,7 +135,7 @@ def search_command(
                 context=context,
                 estimator=estimator,
                 loss=loss,
-                wishes=Wishes(group, args.fixes_of(fix), skip),
+                wishes=loaded.wishes,
                 known_profile=known_profile,
                 known_costs=known_costs,
                 method=solver,

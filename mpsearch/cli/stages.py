@@ -30,10 +30,13 @@ SavedCosts = Annotated[Path, typer.Option("--costs", help="Saved costs.")]
 def profile_command(
     model: args.ModelArgument,
     data: args.DataOption,
+    samples: args.SamplesOption = None,
+    trusted: args.TrustedOption = False,
     options: args.OptionsOption = DEFAULT_MENU,
     estimator: args.EstimatorOption = "measured_loss",
     setting: args.SettingOption = [],  # noqa: B006 - typer reads the default, nothing changes it
     loss: args.LossOption = "cross_entropy",
+    groups_for: args.GroupsForOption = None,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
     skip: args.SkipOption = [],  # noqa: B006
@@ -46,16 +49,26 @@ def profile_command(
 
     mpsearch profile digits-resnet --data digits --estimator hessian_trace --out profile.json
     """
+    from mpsearch.cli.loading import load
     from mpsearch.pipeline import profile
 
+    loaded = load(
+        model,
+        data,
+        Wishes(group, args.fixes_of(fix), skip),
+        groups_for=groups_for,
+        samples=samples,
+        seed=seed,
+        trusted=trusted,
+    )
     with progress_bars() as on_progress:
         found = profile(
-            model,
-            data,
+            loaded.model,
+            loaded.data,
             args.options_of(options),
             estimator,
             loss=loss,
-            wishes=Wishes(group, args.fixes_of(fix), skip),
+            wishes=loaded.wishes,
             seed=seed,
             device=device,
             on_progress=on_progress,
@@ -71,11 +84,14 @@ def profile_command(
 def price_command(
     model: args.ModelArgument,
     data: args.DataOption,
+    samples: args.SamplesOption = None,
+    trusted: args.TrustedOption = False,
     options: args.OptionsOption = DEFAULT_MENU,
     hardware: args.HardwareOption = None,
     resources: args.ResourcesOption = None,
     batch: args.BatchOption = None,
     context: args.ContextOption = 1,
+    groups_for: args.GroupsForOption = None,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
     skip: args.SkipOption = [],  # noqa: B006
@@ -86,18 +102,26 @@ def price_command(
 
     mpsearch price digits-resnet --data digits --options w4a8,w8a8 --out costs.json
     """
+    from mpsearch.cli.loading import load
     from mpsearch.pipeline import price
 
-    wishes = Wishes(group, args.fixes_of(fix), skip)
-    costs = price(
+    loaded = load(
         model,
         data,
+        Wishes(group, args.fixes_of(fix), skip),
+        groups_for=groups_for,
+        samples=samples,
+        trusted=trusted,
+    )
+    costs = price(
+        loaded.model,
+        loaded.data,
         args.options_of(options),
         hardware,
         resources=args.options_of(resources) if resources else None,
         batch=batch,
         context=context,
-        wishes=wishes,
+        wishes=loaded.wishes,
     )
     show(costs_table(costs))
     if out is not None:
@@ -146,6 +170,9 @@ def verify_command(
     model: args.ModelArgument,
     data: args.DataOption,
     allocation: Annotated[Path, typer.Option("--allocation", help="Saved allocation.")],
+    samples: args.SamplesOption = None,
+    seed: args.SeedOption = 0,
+    trusted: args.TrustedOption = False,
     profile: args.ProfileOption = None,
     costs: args.CostsOption = None,
     loss: args.LossOption = "cross_entropy",
@@ -160,12 +187,14 @@ def verify_command(
     answer = Allocation.load(allocation)
     scores = as_profile(profile) if profile else None
     prices = as_costs(costs) if costs else None
+    from mpsearch.cli.loading import load
     from mpsearch.pipeline import verify
 
+    loaded = load(model, data, samples=samples, seed=seed, trusted=trusted)
     with progress_bars() as on_progress:
         found = verify(
-            model,
-            data,
+            loaded.model,
+            loaded.data,
             answer,
             profile=scores,
             costs=prices,
