@@ -34,7 +34,13 @@ from mpsearch_solvers.tree import (
 # Partial choices per half: small lists first, since most problems need no more.
 _SIZES = (2_000, 30_000, 300_000)
 _NODE_SIZES = (2_000, 60_000)
+# Counts before merging: where equal spending merges to short lists, far larger ones are tried.
+_MERGED_SIZES = (10**7, 10**10, 10**14, 10**20, 10**30)
 _NODES = 3_000
+# With more rows that bind, lists stay short of every target and a MIP solver does better.
+_MANY_ROWS = 8
+# After so many nodes, the part of the way to the target that the bound must have come.
+_PROGRESS = {100: 0.1, 300: 0.25, 1_000: 0.5}
 _DIVE_SWAPS = 3_000
 _PATIENCE = 4
 _POLISHES = 6
@@ -98,6 +104,7 @@ class _Search:
     closed: float = math.inf  # least bound, scaled, of all that was closed
     floor: float = -math.inf  # bound, scaled, on all that is open
     multipliers: Floats | None = None
+    listed: int = 0  # length of the longer list last made
 
     def solve(self) -> Outcome:
         knapsack = self.prepared.knapsack
@@ -244,7 +251,7 @@ class _Search:
             self.floor = open_nodes[0][0]
             if self.run.is_over:
                 return self._outcome()
-            if count > self.settings.nodes:
+            if count > self.settings.nodes or self._is_stuck(count, root):
                 return self._hand_over(root)
             _, _, node = heapq.heappop(open_nodes)
             if self._is_closed(node.bound) or self._list(node):
@@ -258,6 +265,17 @@ class _Search:
             self._tell("branching")
         self.floor = math.inf
         return self._outcome()
+
+    def _is_stuck(self, count: int, root: Node) -> bool:
+        """Return whether branching raises the bound too slowly to be worth going on."""
+        assert root.point is not None
+        if count and (root.point.multipliers > 0.0).sum() > _MANY_ROWS:
+            return self.settings.nodes <= _NODES
+        asked = max((part for nodes, part in _PROGRESS.items() if count >= nodes), default=0.0)
+        if not asked or self.settings.nodes > _NODES:
+            return False
+        way = self._target - root.bound
+        return not self.floor - root.bound >= asked * way
 
     def _branch(self, node: Node) -> list[Node]:
         assert node.point is not None
@@ -323,7 +341,9 @@ class _Search:
         core = node.core
         listed = 0.0
         sizes = self.settings.sizes if node.depth == 0 else self.settings.node_sizes
-        for size in sizes:
+        for size in (*sizes, *_MERGED_SIZES):
+            if size > sizes[-1] and self.listed > 0.05 * sizes[-1]:
+                break
             needed = self._needed(node)
             # A short list costs nothing, so it proves all it can, not only the gap asked for.
             most = max(needed, self._reach(node)) if size == sizes[0] else needed
@@ -332,6 +352,7 @@ class _Search:
                 continue
             meeting = self._meet(node, core, threshold)
             if meeting is None:
+                self.listed = sizes[-1]
                 return False
             found = self._offer(
                 None if meeting.indices is None else node.part.whole(meeting.indices)
@@ -353,18 +374,26 @@ class _Search:
     def _meet(self, node: Node, core: Core, threshold: float) -> Meeting | None:
         swaps = core.swaps(threshold)
         groups = halve(swaps)
-        first = list_half(swaps, groups[0], threshold, lambda: self.run.is_over)
-        if first is None:
-            return None
-        second = list_half(swaps, groups[1], threshold, lambda: self.run.is_over)
-        if second is None:
-            return None
-        reach = math.inf
-        if self.incumbent is not None:
-            reach = self._scaled_value - node.bound - core.start - self._tolerance
-        widest = _affordable(core, (first.spent, second.spent), threshold)
-        meeting = self._meeting(node, core, min(reach, widest))
-        meeting.match(swaps, groups, (first, second))
+        for merges_equal in (True, False):
+            halves = [
+                list_half(
+                    swaps, half, threshold, lambda: self.run.is_over, merges_equal=merges_equal
+                )
+                for half in groups
+            ]
+            first, second = halves
+            if first is None or second is None:
+                return None
+            self.listed = max(len(first.excess), len(second.excess))
+            reach = math.inf
+            if self.incumbent is not None:
+                reach = self._scaled_value - node.bound - core.start - self._tolerance
+            widest = _affordable(core, (first.spent, second.spent), threshold)
+            meeting = self._meeting(node, core, min(reach, widest))
+            meeting.match(swaps, groups, (first, second))
+            # Spending equal in float sums may differ in exact ones, when a limit is that close.
+            if not meeting.rejected:
+                break
         return meeting
 
     def _meeting(self, node: Node, core: Core, threshold: float) -> Meeting:

@@ -22,6 +22,8 @@ from mpsearch_solvers.problem import Bools, Floats, Ints
 _BINS = 512
 _PAIRS = 1 << 20
 _GRID_ROWS = 3
+_MERGE_FROM = 2_000
+_LONGEST = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,24 +166,34 @@ def list_sizes(excess: list[Floats], most: float) -> tuple[Floats, Floats]:
 
 
 def list_half(
-    swaps: Swaps, groups: list[Ints], threshold: float, is_over: Callable[[], bool]
+    swaps: Swaps,
+    groups: list[Ints],
+    threshold: float,
+    is_over: Callable[[], bool],
+    *,
+    merges_equal: bool = True,
 ) -> Half | None:
     """List all partial choices of some groups with excess below a threshold.
+
+    Of partial choices that spend the same to the last bit only the one of least excess is kept:
+    with few kinds of groups that is what keeps the lists short.
 
     Args:
         swaps: All swaps.
         groups: The half's groups, as :func:`halve` gives them.
         threshold: Excess that a partial choice stays below.
         is_over: Whether to give up.
+        merges_equal: Whether to drop all but the best of equal spending.
 
     Returns:
-        The list, or None if time ran out.
+        The list, or None if time ran out or it grew too long.
     """
     bits = [max(1, len(members).bit_length()) for members in groups]
     words = _words(bits)
     excess = np.zeros(1)
     spent = np.zeros((len(swaps.spent), 1))
     code = np.zeros((words, 1), dtype=np.uint64)
+    merged_at = _MERGE_FROM
     for members, (word, shift) in zip(groups, _places(bits), strict=True):
         if is_over():
             return None
@@ -200,7 +212,24 @@ def list_half(
         excess = np.concatenate([part[0] for part in parts])
         spent = np.concatenate([part[1] for part in parts], axis=1)
         code = np.concatenate([part[2] for part in parts], axis=1)
+        if merges_equal and len(excess) > merged_at:
+            kept = _best_of_equals(excess, spent)
+            if len(kept) < len(excess):
+                excess, spent, code = excess[kept], spent[:, kept], code[:, kept]
+            merged_at = 2 * len(excess)
+        if len(excess) > _LONGEST:
+            return None
     return Half(excess, spent, code)
+
+
+def _best_of_equals(excess: Floats, spent: Floats) -> Ints:
+    """Return the items that no item of exactly equal spending beats, in their order."""
+    order = np.lexsort((excess, *spent))
+    ordered = spent[:, order]
+    is_first = np.ones(len(order), dtype=np.bool_)
+    is_first[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)
+    kept: Ints = np.sort(order[is_first])
+    return kept
 
 
 def list_pairs(swaps: Swaps, groups: list[Ints]) -> Half:
@@ -344,6 +373,7 @@ class Meeting:
         self.best = threshold
         self.indices: Ints | None = None
         self.is_complete = True
+        self.rejected = 0
         self._fits = fits
         self._is_over = is_over
         self._price = core.point.multipliers
@@ -465,6 +495,7 @@ class Meeting:
             if self._fits(indices):
                 self.best, self.indices = float(total[place]), indices
                 return
+            self.rejected += 1
 
 
 def _take(half: Half, chosen: Bools) -> Half:
