@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mpsearch.pipeline import price, profile, search, verify
     from mpsearch.quantize import apply, quantized
     from mpsearch.schemas import Allocation, Costs, Frontier, Profile, Verification
+    from mpsearch.sensitivity.evidence import compare_estimators
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Verification",
     "allocate",
     "apply",
+    "compare_estimators",
     "frontier",
     "price",
     "profile",
@@ -46,6 +48,7 @@ _HOMES = {
     "Verification": "mpsearch.schemas",
     "allocate": "mpsearch.allocating",
     "apply": "mpsearch.quantize",
+    "compare_estimators": "mpsearch.sensitivity.evidence",
     "frontier": "mpsearch.allocating",
     "price": "mpsearch.pipeline",
     "profile": "mpsearch.pipeline",

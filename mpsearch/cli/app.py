@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from mpsearch.cli.console import print_error
-from mpsearch.cli.estimators import estimators_command
+from mpsearch.cli.estimators import estimators_app
 from mpsearch.cli.formats import formats_app
 from mpsearch.cli.hardware import hardware_app
 from mpsearch.cli.search import search_command
@@ -33,7 +33,7 @@ app.command("price")(price_command)
 app.command("solve")(solve_command)
 app.command("frontier")(frontier_command)
 app.command("verify")(verify_command)
-app.command("estimators")(estimators_command)
+app.add_typer(estimators_app, name="estimators")
 app.add_typer(formats_app, name="formats")
 app.add_typer(hardware_app, name="hardware")
 

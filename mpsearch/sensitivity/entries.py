@@ -218,4 +218,14 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
         scores_activations=True,
         implementation="mpsearch.sensitivity.pairwise:Pairwise",
     ),
+    EstimatorInfo(
+        name="auto",
+        summary="The scores of that candidate whose proposals measure best on the calibration data",
+        passes="those of its candidates (fisher_output, taylor2, measured_kl, pairwise) + 12 "
+        "forward passes over the data",
+        memory="that of its candidates",
+        source="this project",
+        scores_activations=True,
+        implementation="mpsearch.sensitivity.auto:Auto",
+    ),
 )
