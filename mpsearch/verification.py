@@ -105,6 +105,7 @@ def measure_allocation(
         held_out=data.verifies_on_held_out,
         loss_function=run.loss.name,
         metric_name=run.loss.metric_name,
+        metric_is_share=run.loss.metric is not None,
         float_model=reference,
         allocation=found,
         baselines=baselines,

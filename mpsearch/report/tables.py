@@ -160,7 +160,10 @@ def verification_table(verification: Verification) -> RenderableType:
 
     def add(name: str, found: Measurement | None, note: str, style: str = "") -> None:
         loss = "–" if found is None else f"{found.loss:.5f}"
-        score = "–" if found is None or found.metric is None else f"{found.metric:.2%}"
+        score = "–"
+        if found is not None and found.metric is not None:
+            written = ".2%" if verification.metric_is_share else ".5g"
+            score = format(found.metric, written)
         table.add_row(name, loss, *([score] if metric else []), note, style=style)
 
     add("float", verification.float_model, "")

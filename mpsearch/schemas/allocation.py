@@ -40,7 +40,9 @@ class Measurement(Record):
     """What one pass over the verification data showed."""
 
     loss: float
-    metric: float | None = Field(default=None, description="in [0, 1] for accuracy")
+    metric: float | None = Field(
+        default=None, description="accuracy or agreement in [0, 1], perplexity, dB …"
+    )
 
 
 class Baseline(Record):
@@ -62,6 +64,9 @@ class Verification(Record):
     held_out: bool = Field(description="whether the inputs were kept from scoring")
     loss_function: str
     metric_name: str | None = None
+    metric_is_share: bool = Field(
+        default=True, description="whether the metric is a share in [0, 1], such as accuracy"
+    )
     float_model: Measurement
     allocation: Measurement
     baselines: list[Baseline] = Field(default_factory=list)

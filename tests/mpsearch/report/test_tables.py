@@ -13,7 +13,9 @@ from mpsearch.report.tables import (
     costs_table,
     frontier_table,
     profile_table,
+    verification_table,
 )
+from mpsearch.schemas import DataRecord, Measurement
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -72,6 +74,21 @@ def test_an_answer_without_a_bound_is_not_called_optimal(problem) -> None:
 def test_options_that_are_not_offered_show_as_a_dash(problem) -> None:
     line = next(line for line in text_of(profile_table(problem[0])).splitlines() if "head" in line)
     assert line.split() == ["head", "–", "-0.25"]
+
+
+@pytest.mark.parametrize(("share", "text"), [(True, "1250.00%"), (False, "12.5")])
+def test_a_perplexity_is_not_written_as_a_percentage(share: bool, text: str) -> None:
+    measured = Measurement(loss=2.5257, metric=12.5)
+    verification = mp.Verification(
+        data=DataRecord(name="text", fingerprint="0", inputs=3),
+        held_out=True,
+        loss_function="next_token",
+        metric_name="perplexity",
+        metric_is_share=share,
+        float_model=measured,
+        allocation=measured,
+    )
+    assert text in text_of(verification_table(verification)).split()
 
 
 def test_costs_show_their_unit_and_the_float_model(problem) -> None:
