@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mpsearch.cli import arguments as args
 from mpsearch.cli.arguments import JsonOption
-from mpsearch.cli.console import print_document, show
+from mpsearch.cli.console import print_document, progress_bars, show
 from mpsearch.errors import InputError
 from mpsearch.hardware.csv_tables import ColumnMapping, import_csv
 from mpsearch.hardware.device import Device, device, known_devices
@@ -162,6 +164,69 @@ def import_command(
     found = import_published(layout, file)
     what = f"device {found.name}" if isinstance(found, Device) else f"{len(found.entries)} rows"
     show(f"wrote {what} to {found.save(out)}")
+
+
+@hardware_app.command("measure")
+def measure_command(
+    model: args.ModelArgument,
+    data: args.DataOption,
+    out: OutFile,
+    options: args.OptionsOption = "float,w8a8,w:bf16/a:bf16",
+    batch: Annotated[int, typer.Option("--batch", help="Inputs processed together.", min=1)] = 1,
+    samples: Annotated[int, typer.Option("--samples", help="Samples of a kernel.", min=3)] = 15,
+    device_name: args.DeviceOption = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the table that --out holds already.")
+    ] = False,
+) -> None:
+    """Time the real kernels of a model's layers on this machine.
+
+    Convolutions and linear layers on the CPU, in float, bfloat16 and int8 (torch's kernels).
+
+    mpsearch hardware measure digits-resnet -d digits --out cpu.json
+    """
+    if device_name != "cpu":
+        raise InputError(f"--device {device_name}: only cpu is measured so far")
+    if out.exists() and not resume:
+        raise InputError(f"{out} exists; add --resume to go on with it, or write elsewhere")
+    from mpsearch.hardware.measure import Timing, measure_cpu
+    from mpsearch.models.registry import as_data, as_model
+
+    known = CostTable.load(out) if out.exists() else None
+    first = next(as_data(data).batches())[0]
+    with progress_bars() as on_progress:
+        table = measure_cpu(
+            as_model(model).module,
+            first,
+            args.options_of(options),
+            batch=batch,
+            timing=Timing(samples=samples),
+            known=known,
+            save_to=out,
+            on_progress=on_progress,
+        )
+    _show_table(table)
+    show(_timings(table))
+    show(f"wrote {len(table.entries)} rows to {out}")
+
+
+def _timings(found: CostTable) -> Table:
+    table = _plain("option", "sum of all shapes", "median spread", "slower than float at")
+    plain = {
+        entry.place.rsplit(" ", 1)[0]: entry for entry in found.entries if entry.option == "float"
+    }
+    for option in found.options:
+        rows = [entry for entry in found.entries if entry.option == option]
+        spread = statistics.median(e.spread["latency"] / e.values["latency"] for e in rows)
+        slower = [
+            entry
+            for entry in rows
+            if (other := plain.get(entry.place.rsplit(" ", 1)[0]))
+            and entry.values["latency"] > other.values["latency"]
+        ]
+        total = sum(entry.values["latency"] for entry in rows)
+        table.add_row(option, f"{total:.1f} µs", f"{spread:.0%}", f"{len(slower)} of {len(rows)}")
+    return table
 
 
 def _pairs(texts: list[str], option: str, form: str) -> list[tuple[str, str]]:

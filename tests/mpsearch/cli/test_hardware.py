@@ -198,3 +198,28 @@ def test_bad_requests_exit_with_2_and_say_why(run, table, tmp_path, words, messa
     found = run(*[places.get(word, word) for word in words.split()])
     assert found.code == 2
     assert message in found.message
+
+
+def test_this_machine_is_measured_and_the_table_can_be_used(run, tmp_path) -> None:
+    path = tmp_path / "cpu.json"
+    words = (
+        "hardware",
+        "measure",
+        "digits-resnet",
+        "-d",
+        "digits",
+        "--samples",
+        "3",
+        "--out",
+        path,
+    )
+    first = run(*words, "--options", "float,w8a8,w2a8")
+    assert first.code == 0
+    assert "no CPU kernel" in first.message
+    again = run(*words)
+    assert again.code == 2
+    assert "--resume" in again.message
+    resumed = run(*words, "--resume", "--options", "float,w8a8,w2a8")
+    assert resumed.code == 0
+    assert run("hardware", "validate", path).code == 0
+    assert run(*words, "--resume", "--device", "cuda").code == 2
