@@ -23,7 +23,7 @@ _BINS = 512
 _PAIRS = 1 << 20
 _GRID_ROWS = 3
 _MERGE_FROM = 2_000
-_LONGEST = 4_000_000
+_LONGEST = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +214,10 @@ def list_half(
         code = np.concatenate([part[2] for part in parts], axis=1)
         if merges_equal and len(excess) > merged_at:
             kept = _best_of_equals(excess, spent)
-            if len(kept) < len(excess):
-                excess, spent, code = excess[kept], spent[:, kept], code[:, kept]
-            merged_at = 2 * len(excess)
+            # Where hardly anything was equal, looking again soon would be a waste.
+            patience = 2 if len(kept) < 0.9 * len(excess) else 64
+            excess, spent, code = excess[kept], spent[:, kept], code[:, kept]
+            merged_at = patience * len(excess)
         if len(excess) > _LONGEST:
             return None
     return Half(excess, spent, code)

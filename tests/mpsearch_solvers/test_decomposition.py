@@ -38,6 +38,7 @@ def problems(draw, most_budgets: int = 4) -> Problem:
     return Problem.from_arrays(loss, costs, limits)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(problems())
 def test_gap_zero_equals_brute_force_on_any_small_problem(problem):
@@ -69,6 +70,30 @@ def test_gap_zero_equals_a_mip_solver_at_gap_zero_on_medium_problems():
         found = solve(problem, "decomposition", gap=0)
         assert found.gap == 0.0
         assert_same_answer(found, solve(problem, "ilp", gap=0))
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.1])
+def test_few_kinds_of_groups_under_two_budgets_are_solved_to_the_last_bit(unit):
+    rng = np.random.default_rng(17)
+    bits = np.arange(5) + 2.0
+    kind = rng.integers(1, 4, size=40)
+    loss = kind[:, None] * 4.0**-bits
+    costs = {"a": kind[:, None] * bits * unit, "b": (4 - kind)[:, None] * bits * unit}
+    limits = {"a": 4.3 * unit * float(kind.sum()), "b": 4.1 * unit * float((4 - kind).sum())}
+    problem = Problem.from_arrays(loss, costs, limits)
+    found = solve(problem, "decomposition", gap=0)
+    assert found.gap == 0.0
+    assert_same_answer(found, solve(problem, "ilp", gap=0))
+
+
+def test_more_binding_rows_than_lists_can_bear_still_give_a_bound_and_an_answer():
+    rng = np.random.default_rng(18)
+    problem = random_problem(rng, 40, 5, 10, tightness=0.45)
+    found = solve(problem, "decomposition", gap=1e-3, time_limit=4)
+    assert found.status in {"optimal", "feasible", "unknown"}
+    if found.objective is not None:
+        assert found.bound <= found.objective
+        assert "MIP solver" in found.note or found.status == "optimal"
 
 
 def test_branching_alone_reaches_the_optimum_that_lists_find():
