@@ -14,6 +14,7 @@ from mpsearch.models import (  # noqa: F401 - importing them registers their spe
     data_files,
     digits,
     efficientnet,
+    exported,
     images_folder,
     onnx_models,
     synthetic,

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from refusal import check_cheap, refusal_of
+
+from mpsearch.errors import InputError
+from mpsearch.models.registry import as_model
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnx2torch")
+
+import onnx_files
+from onnx import helper
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported(tmp_path_factory):
+    """Load the packages before anything is measured."""
+    path = tmp_path_factory.mktemp("good") / "good.onnx"
+    path.write_bytes(onnx_files.small_model().SerializeToString())
+    as_model(str(path))
+
+
+@pytest.mark.parametrize("name", onnx_files.ATTACKS)
+def test_a_crafted_file_is_refused_cheaply_and_without_a_trace(name: str, tmp_path) -> None:
+    make, words = onnx_files.ATTACKS[name]
+    path = tmp_path / "evil.onnx"
+    make(path)
+    refusal = refusal_of(lambda file: as_model(str(file)), path)
+    check_cheap(refusal)
+    assert re.search(words, refusal.words), refusal.words
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("quote", ['"', "'", "\n", "\\"])
+def test_the_name_of_a_node_never_becomes_code(quote: str, tmp_path) -> None:
+    canary = tmp_path / "canary"
+    code = f"open({quote}{canary}{quote}, {quote}w{quote})".replace(".", "/")
+    name = f"a{quote}), {code}, getattr(self, {quote}a"
+    nodes = [helper.make_node("Relu", ["h"], ["y"], name=name)]
+    path = tmp_path / "evil.onnx"
+    path.write_bytes(onnx_files.small_model(nodes).SerializeToString())
+    module = as_model(str(path)).module
+    assert module(torch.ones(1, 3)).tolist() == [[6.0, 9.0]]
+    assert all(re.fullmatch(r"[\w.]*", each) for each, _ in module.named_modules())
+    assert not canary.exists()
+
+
+def _mutated(good: bytes, seed: int) -> bytes:
+    draw = random.Random(seed)
+    content = bytearray(good)
+    for _ in range(draw.randint(1, 4)):
+        place = draw.randrange(len(content))
+        kind = draw.randrange(4)
+        if kind == 0:
+            content[place] = draw.randrange(256)
+        elif kind == 1:
+            content[place] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            del content[place : place + draw.randint(1, 6)]
+        else:
+            content[place:place] = content[draw.randrange(len(content)) :][: draw.randint(1, 30)]
+        if not content:
+            break
+    return bytes(content)
+
+
+GOOD = onnx_files.small_model().SerializeToString()
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32))
+def test_a_mutated_file_is_refused_or_loads_finite_weights(tmp_path_factory, seed: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "mutated.onnx"
+    path.write_bytes(_mutated(GOOD, seed))
+    try:
+        named = as_model(str(path))
+    except InputError:
+        return
+    assert all(torch.isfinite(t).all() for t in named.module.state_dict().values())
+
+
+def test_mutations_meet_both_refusal_and_acceptance(tmp_path) -> None:
+    path = tmp_path / "mutated.onnx"
+    verdicts = set()
+    for seed in range(60):
+        path.write_bytes(_mutated(GOOD, seed))
+        try:
+            as_model(str(path))
+            verdicts.add("loaded")
+        except InputError as error:
+            verdicts.add(str(error).removeprefix(str(path))[:30])
+    assert "loaded" in verdicts
+    assert len(verdicts) > 4
