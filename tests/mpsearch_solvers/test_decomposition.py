@@ -39,7 +39,7 @@ def problems(draw, most_budgets: int = 4) -> Problem:
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(problems())
 def test_gap_zero_equals_brute_force_on_any_small_problem(problem):
     best = solve(problem, "brute_force")
