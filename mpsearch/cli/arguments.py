@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -222,7 +222,7 @@ def fixes_of(texts: list[str]) -> dict[str, str]:
     return fixes
 
 
-def settings_of(texts: list[str]) -> dict[str, int | float | bool | str]:
+def settings_of(texts: list[str]) -> dict[str, Any]:
     """Read estimator settings.
 
     Args:

@@ -94,18 +94,25 @@ def as_layer(
             return None
     home = root.get_submodule(path)
     weight = home._parameters.get("weight")
-    if weight is None or home._modules:
+    if weight is None or home._modules or (bias_name and "bias" not in home._parameters):
         return None
     layer = make(given, weight, bias_name is not None)
-    if type(home) is not nn.Module:
-        # Called a second time: the same layer if nothing about it differs.
-        return LayerCall(path, reads) if repr(home) == repr(layer) else None
-    if set(home._parameters) | set(home._buffers) != {"weight"} | (
-        {"bias"} if bias_name else set()
-    ):
-        return None
-    layer._parameters.update(home._parameters)
-    root.set_submodule(path, layer)
+    own = {"weight", "bias"} if bias_name is not None else {"weight"}
+    if type(home) is nn.Module:
+        if set(home._parameters) | set(home._buffers) != own:
+            return None
+        layer._parameters.update(home._parameters)
+        root.set_submodule(path, layer)
+        return LayerCall(path, reads)
+    # The weight was called before: by the same layer, or by another one that is tied to it.
+    if repr(home) != repr(layer):
+        path = f"{path}_{type(layer).__name__.lower()}"
+        tied = getattr(root.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], None)
+        if tied is None:
+            layer._parameters.update({name: home._parameters[name] for name in own})
+            root.set_submodule(path, layer)
+        elif repr(tied) != repr(layer):
+            return None
     return LayerCall(path, reads)
 
 
