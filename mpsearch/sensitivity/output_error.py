@@ -173,8 +173,12 @@ class _Collector:
             if error is None:
                 continue
             for draw, slope in enumerate(gradients):
-                weighted = (error * slope).square_()
-                self.samples[draw, row, column] += float(weighted.sum(dtype=torch.float64))
+                last = draw == len(gradients) - 1
+                weighted = error.mul_(slope) if last else error * slope
+                # One norm per input in the tensor's own type, the sum over inputs in float64: a
+                # conversion of all elements would cost as much as the layer itself.
+                norms = torch.linalg.vector_norm(weighted.flatten(1), dim=1).double()
+                self.samples[draw, row, column] += float(norms.square().sum())
         call.release()
 
 
