@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpsearch_solvers.meeting import Core
+from mpsearch_solvers.core import Core
 from mpsearch_solvers.problem import Bools, Floats, Ints
 
 _STEPS = 400

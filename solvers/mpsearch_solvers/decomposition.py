@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpsearch_solvers.balancing import balance, useful_options
+from mpsearch_solvers.core import Core
 from mpsearch_solvers.greedy import Greedy
 from mpsearch_solvers.lagrangian import Knapsack
-from mpsearch_solvers.meeting import Core, Meeting, halve, list_half, list_pairs
+from mpsearch_solvers.listing import halve, list_half, list_pairs
+from mpsearch_solvers.meeting import Meeting
 from mpsearch_solvers.method import Outcome, Run, relative_gap
 from mpsearch_solvers.model import Model
 from mpsearch_solvers.presolve import Prepared, Presolve, prepare

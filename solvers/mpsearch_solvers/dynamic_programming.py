@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch_solvers.balancing import balance, useful_options
+from mpsearch_solvers.core import Core, Swaps
 from mpsearch_solvers.lagrangian import maximise
-from mpsearch_solvers.meeting import Core, Swaps, halve
+from mpsearch_solvers.listing import halve
 from mpsearch_solvers.method import Outcome, Run
 from mpsearch_solvers.model import Model
 from mpsearch_solvers.presolve import Prepared, Presolve, prepare

@@ -7,8 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from mpsearch_solvers.core import Core
 from mpsearch_solvers.lagrangian import DualPoint, Knapsack, maximise
-from mpsearch_solvers.meeting import Core, halve, list_sizes
+from mpsearch_solvers.listing import halve, list_sizes
 from mpsearch_solvers.method import Run
 from mpsearch_solvers.problem import Bools, Floats, Ints
 
