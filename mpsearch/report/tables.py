@@ -89,7 +89,7 @@ def _bar(bits: float, longest: float) -> str:
 
 def _budgets(allocation: Allocation) -> RenderableType:
     table = _table(
-        "Resources", "resource", "used", "budget", "share", "least possible", "one more saves"
+        "Resources", "resource", "used", "budget", "share", "least possible", "shadow price"
     )
     for resource, used in allocation.costs.items():
         unit = allocation.units.get(resource, "")
