@@ -103,6 +103,8 @@ class ModelSpec:
         Raises:
             InputError: Nothing stands before `@`, or what follows is no `.safetensors` file.
         """
+        if Path(text).suffix.lower() in _FILE_TYPES:
+            return cls(text, "", text, None)  # a path may have any character in it
         body, at, weights = text.partition("@")
         if at and not (body and weights.lower().endswith(".safetensors")):
             raise InputError(
@@ -214,7 +216,7 @@ def load_spec(text: str, policy: SpecPolicy = LOCAL) -> NamedModel:
             load_weights(module, policy.path(spec.weights))
         named = NamedModel(text, module, inputs)
     elif Path(spec.body).suffix.lower() in _FILE_TYPES:
-        named = _from_file(spec, policy)
+        named = _FILE_TYPES[Path(spec.body).suffix.lower()](spec, policy)
     elif ":" in spec.body:
         made = from_factory(text, policy)
         if not isinstance(made, nn.Module):
@@ -225,12 +227,6 @@ def load_spec(text: str, policy: SpecPolicy = LOCAL) -> NamedModel:
         raise UnknownNameError("model", text, known_architectures(), hint=hint)
     named.module.eval()
     return named
-
-
-def _from_file(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
-    if spec.weights is not None:
-        raise InputError(f"{spec.body} carries its own weights; leave out @{spec.weights}")
-    return _FILE_TYPES[Path(spec.body).suffix.lower()](spec, policy)
 
 
 def from_factory(text: str, policy: SpecPolicy) -> Any:  # noqa: ANN401

@@ -42,7 +42,8 @@ def test_a_crafted_file_is_refused_cheaply_and_without_a_trace(name: str, tmp_pa
 def test_the_name_of_a_node_never_becomes_code(quote: str, tmp_path) -> None:
     canary = tmp_path / "canary"
     code = f"open({quote}{canary}{quote}, {quote}w{quote})".replace(".", "/")
-    name = f"a{quote}), {code}, getattr(self, {quote}a"
+    # "training" is there, so that evaluation would reach the code behind it.
+    name = f"training{quote}), {code}, getattr(self, {quote}training"
     nodes = [helper.make_node("Relu", ["h"], ["y"], name=name)]
     path = tmp_path / "evil.onnx"
     path.write_bytes(onnx_files.small_model(nodes).SerializeToString())

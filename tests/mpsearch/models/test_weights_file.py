@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mpsearch.errors import ModelError
-from mpsearch.models.weights_file import load_weights
+from mpsearch.models.weights_file import check_finite, load_weights
 
 
 def make_model() -> nn.Module:
@@ -107,3 +107,23 @@ def test_damaged_files_are_refused_or_load_finite_weights(
     except ModelError:
         return
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+def test_a_tied_weight_that_the_file_names_once_is_loaded_under_both_names(tmp_path) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 3, bias=False), "b": nn.Linear(2, 3, bias=False)})
+    model["b"].weight = model["a"].weight
+    path = tmp_path / "tied.safetensors"
+    save_file({"b.weight": torch.full((3, 2), 7.0)}, path)
+    load_weights(model, path)
+    assert model["a"].weight is model["b"].weight
+    assert model["a"].weight.unique().tolist() == [7.0]
+    save_file({"c.weight": torch.zeros(3, 2)}, path)
+    with pytest.raises(ModelError, match=r"missing a\.weight; missing b\.weight; unexpected c"):
+        load_weights(model, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_nan_is_found_in_every_float_type(dtype: torch.dtype) -> None:
+    check_finite({"w": torch.ones(2).to(dtype)}, "here")
+    with pytest.raises(ModelError, match="NaN or infinite values in 1 tensors: w"):
+        check_finite({"w": torch.tensor([1.0, float("nan")]).to(dtype)}, "here")
