@@ -110,7 +110,13 @@ def profile(
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
     refuse_ties(scorer, menu.options)
     layers = [layer for layer in survey.layers if layer.name not in menu.skipped]
-    ranges = calibrate(module, [layer.name for layer in layers], dataset.batches())
+    # Ranges are of use to options that round activations alone; others save the forward passes.
+    rounded = (
+        [layer.name for layer in layers]
+        if any(not option.activation.is_float for option in menu.options)
+        else []
+    )
+    ranges = calibrate(module, rounded, dataset.batches()) if rounded else {}
     task = ScoringTask(
         model=module,
         layers=layers,
