@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.errors import InputError
+from mpsearch.errors import InputError, ModelError
 from mpsearch.sensitivity.catalog import build
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.shards import measure_choices
@@ -60,6 +60,7 @@ class Auto(Estimator):
 
         Raises:
             InputError: No candidate can score this model and menu.
+            ModelError: The model or its loss is not finite.
         """
         found: dict[str, Scores] = {}
         refused: list[str] = []
@@ -70,6 +71,8 @@ class Auto(Estimator):
                 continue
             try:
                 found[name] = scorer.score(task)
+            except ModelError:
+                raise  # a broken model is broken for every candidate
             except InputError as error:
                 refused.append(f"{name}: {error}")
         if not found:
