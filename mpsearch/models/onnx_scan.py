@@ -33,7 +33,7 @@ class OnnxLimits:
     file_bytes: int = 2**31 - 1
     nodes: int = 20_000
     initializers: int = 20_000
-    fields: int = 500_000
+    fields: int = 200_000
     structure_bytes: int = 8 * 2**20
     depth: int = 4
 
@@ -180,6 +180,8 @@ class _Scan:
         return position
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
+        if position < end and self._data[position] < 0x80:
+            return self._data[position], position + 1  # most are this short
         value = 0
         for shift in range(0, 70, 7):
             if position >= end:

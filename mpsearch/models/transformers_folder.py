@@ -82,7 +82,7 @@ def _objection(key: str, value: object) -> str | None:
         return "says that the weights are quantized already; give the float model"
     if key == "use_pretrained_backbone" and value:
         return "asks for weights of another model, which would be downloaded"
-    if key.endswith("_implementation") and not isinstance(value, dict):
+    if "_implementation" in key and not isinstance(value, dict):
         if value not in BUILT_IN_KERNELS:
             return f"asks for the kernel {value!r}; only built-in ones are used"
     elif type(value) is int and abs(value) >= MAX_NUMBER:

@@ -162,6 +162,7 @@ def _edit(folder: Path, **changes: object) -> None:
         ({"auto_map": {"AutoModel": "evil.Model"}}, "never run"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized already"),
         ({"attn_implementation": "someone/kernel"}, "built-in"),
+        ({"_attn_implementation_internal": "someone/kernel"}, "built-in"),
         ({"nested": {"use_pretrained_backbone": True}}, "downloaded"),
         ({"vocab_size": 10**12}, "beyond any size"),
         ({"num_hidden_layers": 10**6}, "at most 2000 layers"),
