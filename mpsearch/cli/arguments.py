@@ -13,6 +13,7 @@ from mpsearch.errors import BudgetError, InputError
 __all__ = [
     "BatchOption",
     "BudgetsOption",
+    "CacheOption",
     "ContextOption",
     "CostsOption",
     "DataOption",
@@ -94,7 +95,23 @@ SettingOption = Annotated[
         "--set", help="A setting of the estimator, such as probes=64.", show_default=False
     ),
 ]
-LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")]
+LossOption = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        help="cross_entropy, mse, next_token, kl_to_float …; by default cross_entropy where the "
+        "data has targets, else the divergence from the float model.",
+        show_default=False,
+    ),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        help="Keep finished parts of long measurements here; an interrupted run resumes.",
+        show_default=False,
+    ),
+]
 HardwareOption = Annotated[
     str | None,
     typer.Option(

@@ -37,7 +37,8 @@ def search_command(
     budget: args.BudgetsOption = [],  # noqa: B006 - typer reads the default, nothing changes it
     estimator: args.EstimatorOption = "measured_loss",
     setting: args.SettingOption = [],  # noqa: B006
-    loss: args.LossOption = "cross_entropy",
+    loss: args.LossOption = None,
+    cache_dir: args.CacheOption = None,
     hardware: args.HardwareOption = None,
     batch: args.BatchOption = None,
     context: args.ContextOption = 1,
@@ -146,6 +147,7 @@ def search_command(
                 verified=not no_verify,
                 seed=seed,
                 device=device,
+                cache_dir=cache_dir,
                 on_progress=on_progress,
                 **args.settings_of(setting),
             )

@@ -35,7 +35,8 @@ def profile_command(
     options: args.OptionsOption = DEFAULT_MENU,
     estimator: args.EstimatorOption = "measured_loss",
     setting: args.SettingOption = [],  # noqa: B006 - typer reads the default, nothing changes it
-    loss: args.LossOption = "cross_entropy",
+    loss: args.LossOption = None,
+    cache_dir: args.CacheOption = None,
     groups_for: args.GroupsForOption = None,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
@@ -71,6 +72,7 @@ def profile_command(
             wishes=loaded.wishes,
             seed=seed,
             device=device,
+            cache_dir=cache_dir,
             on_progress=on_progress,
             **args.settings_of(setting),
         )
@@ -175,7 +177,7 @@ def verify_command(
     trusted: args.TrustedOption = False,
     profile: args.ProfileOption = None,
     costs: args.CostsOption = None,
-    loss: args.LossOption = "cross_entropy",
+    loss: args.LossOption = None,
     device: args.DeviceOption = "cpu",
     out: args.OutOption = None,
     as_json: args.JsonOption = False,
