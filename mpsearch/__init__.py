@@ -14,9 +14,10 @@ from mpsearch.errors import DependencyError
 if TYPE_CHECKING:
     from mpsearch.allocating import allocate, frontier
     from mpsearch.models.dataset import DataSet
-    from mpsearch.pipeline import price, profile, search, verify
+    from mpsearch.pipeline import price, profile, verify
     from mpsearch.quantize import apply, quantized
     from mpsearch.schemas import Allocation, Costs, Frontier, Profile, Verification
+    from mpsearch.searching import search
     from mpsearch.sensitivity.evidence import compare_estimators
 
 __version__ = "0.1.0"
@@ -53,7 +54,7 @@ _HOMES = {
     "price": "mpsearch.pipeline",
     "profile": "mpsearch.pipeline",
     "quantized": "mpsearch.quantize",
-    "search": "mpsearch.pipeline",
+    "search": "mpsearch.searching",
     "verify": "mpsearch.pipeline",
 }
 

@@ -1,36 +1,25 @@
-"""The pipeline on a live model: profile, price, allocate, verify, and all of it at once."""
+"""The stages on a live model: profile, price and verify (`searching` runs them all)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from mpsearch.allocating import (
-    Monotone,
-    allocate,
     as_costs,
     as_profile,
-    check_budgets,
     check_match,
 )
-from mpsearch.budgets import parse_budgets
 from mpsearch.hardware.lookup import Hardware, as_hardware
-from mpsearch.hardware.pricing import ACTIVATION_MEMORY, price_survey
-from mpsearch.hardware.resources import known_resources
-from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
+from mpsearch.hardware.pricing import price_survey
 from mpsearch.menu import Wishes, make_menu
-from mpsearch.models.dataset import DataSet
 from mpsearch.models.fingerprint import check_model, record_of
-from mpsearch.models.layers import evaluation_mode, find_layers, forward
-from mpsearch.models.registry import ModelLike, NamedModel, as_data, as_model, on_device
+from mpsearch.models.layers import find_layers
+from mpsearch.models.registry import ModelLike, as_data, as_model
+from mpsearch.preparing import DataLike, LossLike, compared_by, loaded, quantizer_for
 from mpsearch.progress import OnProgress, Progress, ignore_progress
 from mpsearch.quantize import Quantizer, calibrate
 from mpsearch.schemas import Allocation, Costs, DataRecord, Profile, Verification
@@ -38,24 +27,13 @@ from mpsearch.scoring import low_bit_warning, refuse_ties, sum_over_groups
 from mpsearch.sensitivity import build
 from mpsearch.sensitivity.pairwise import grouped_interactions
 from mpsearch.sensitivity.protocol import Estimator, ScoringTask
-from mpsearch.smallest import Goal, smallest_allocation
 from mpsearch.verification import AllocationRuns, measure_allocation
 
-__all__ = [
-    "DEFAULT_OPTIONS",
-    "Outcome",
-    "price",
-    "profile",
-    "run_search",
-    "search",
-    "verify",
-]
+__all__ = ["DEFAULT_OPTIONS", "NO_WISHES", "HardwareLike", "price", "profile", "verify"]
 
 NO_WISHES = Wishes()
 DEFAULT_OPTIONS = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
 
-DataLike = str | DataSet | Tensor | Iterable[Any]
-LossLike = str | LossFunction | Loss
 HardwareLike = str | Path | Hardware
 
 
@@ -101,10 +79,10 @@ def profile(
     """
     started = time.perf_counter()
     scorer = build(estimator, settings) if isinstance(estimator, str) else estimator
-    named, dataset = _loaded(model, data, device)
+    named, dataset = loaded(model, data, device)
     module = named.module
     fingerprint = dataset.fingerprint
-    criterion, dataset = _compared(loss, module, dataset)
+    criterion, dataset = compared_by(loss, module, dataset)
     on_progress(Progress("load", 1, 1, named.name))
     survey = find_layers(module, next(dataset.batches()))
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
@@ -249,204 +227,13 @@ def verify(
         MismatchError: Allocation, profile or costs belong to another model.
     """
     answer = allocation if isinstance(allocation, Allocation) else Allocation.load(allocation)
-    named, dataset = _loaded(model, data, device)
+    named, dataset = loaded(model, data, device)
     check_model(named, answer.model, "allocation")
     rules = answer.origin
     if profile is not None and costs is not None:
         rules = as_profile(profile), as_costs(costs)
         check_match(*rules)
         check_model(named, rules[0].model, "profile")
-    criterion, compared = _compared(loss, named.module, dataset)
-    run = AllocationRuns(_quantizer(named.module, answer, dataset), compared, criterion)
+    criterion, compared = compared_by(loss, named.module, dataset)
+    run = AllocationRuns(quantizer_for(named.module, answer, dataset), compared, criterion)
     return measure_allocation(run, answer, rules, on_progress)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything a search produced.
-
-    Attributes:
-        profile: The scores.
-        costs: The prices.
-        allocation: The answer, with its verification unless that was not wanted.
-    """
-
-    profile: Profile
-    costs: Costs
-    allocation: Allocation
-
-
-def search(
-    model: ModelLike,
-    data: DataLike,
-    options: Sequence[str] = DEFAULT_OPTIONS,
-    budget: Mapping[str, str | float] | None = None,
-    **keywords: Any,
-) -> Allocation:
-    """Profile, price, allocate and verify.
-
-    Args:
-        model: A module or the name of a bundled model. It is not changed.
-        data: As in `profile`.
-        options: Names of the options.
-        budget: Resource -> amount, at least one.
-        **keywords: As in `run_search`.
-
-    Returns:
-        The allocation, with its verification unless that was not wanted.
-    """
-    return run_search(model, data, options, budget or {}, **keywords).allocation
-
-
-def run_search(
-    model: ModelLike,
-    data: DataLike,
-    options: Sequence[str],
-    budget: Mapping[str, str | float],
-    *,
-    hardware: HardwareLike | None = None,
-    batch: int | None = None,
-    context: int = 1,
-    estimator: str | Estimator = "measured_loss",
-    loss: LossLike | None = None,
-    wishes: Wishes = NO_WISHES,
-    known_profile: Profile | None = None,
-    known_costs: Costs | None = None,
-    method: str = "auto",
-    gap: float = 1e-6,
-    time_limit: float | None = None,
-    monotone: Monotone = "keep",
-    goal: Goal | None = None,
-    verified: bool = True,
-    seed: int = 0,
-    device: str | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **settings: Any,
-) -> Outcome:
-    """Profile, price, allocate and verify, and keep what each stage produced.
-
-    Args:
-        model: A module or the name of a bundled model. It is not changed.
-        data: As in `profile`.
-        options: Names of the options.
-        budget: Resource -> amount, at least one.
-        hardware: As in `price`.
-        batch: As in `price`.
-        context: As in `price`.
-        estimator: As in `profile`.
-        loss: As in `profile`.
-        wishes: Layers to group, fix or skip.
-        known_profile: A profile of this model to use instead of making one.
-        known_costs: Costs of this model to use instead of computing them.
-        method: As in `allocate`.
-        gap: As in `allocate`.
-        time_limit: As in `allocate`.
-        monotone: As in `allocate`.
-        goal: Find the least use of a resource within a measured drop, instead of the least loss.
-        verified: Whether to run the answer on the model.
-        seed: Seed of everything random.
-        device: As in `profile`.
-        on_progress: Called after every step.
-        **settings: Settings of the estimator named.
-
-    Returns:
-        Profile, costs and allocation.
-    """
-    if budget or goal is None:
-        parse_budgets(budget)
-    named, dataset = _loaded(model, data, device)
-    check_model(named, known_profile.model if known_profile else None, "profile")
-    check_model(named, known_costs.model if known_costs else None, "cost table")
-    # Prices first: they are cheap, and a budget that cannot be met is better known before scoring.
-    costs = known_costs or price(
-        named,
-        dataset,
-        options,
-        hardware,
-        resources=_resources(budget, goal, hardware),
-        batch=batch,
-        context=context,
-        wishes=wishes,
-        on_progress=on_progress,
-    )
-    if budget:
-        check_budgets(budget, costs)
-    scores = known_profile or profile(
-        named,
-        dataset,
-        options,
-        estimator,
-        loss=loss,
-        wishes=wishes,
-        seed=seed,
-        on_progress=on_progress,
-        **settings,
-    )
-    solved = partial(
-        allocate,
-        scores,
-        costs,
-        method=method,
-        gap=gap,
-        time_limit=time_limit,
-        seed=seed,
-        monotone=monotone,
-    )
-    criterion, compared = _compared(loss, named.module, dataset)
-    run = AllocationRuns(_quantizer(named.module, scores, dataset), compared, criterion)
-    if goal is None:
-        answer = solved(budget)
-    else:
-        answer = smallest_allocation(goal, scores, costs, budget, solved, run, on_progress)
-    on_progress(Progress("solve", 1, 1, answer.status))
-    if verified:
-        found = measure_allocation(run, answer, (scores, costs), on_progress)
-        answer = answer.model_copy(update={"verification": found})
-    return Outcome(scores, costs, answer)
-
-
-def _resources(
-    budget: Mapping[str, str | float], goal: Goal | None, hardware: HardwareLike | None
-) -> list[str] | None:
-    """Name the resources to price, those included that are priced only where a budget asks."""
-    asked = [*budget, *([goal.resource] if goal else [])]
-    extra = [
-        name
-        for name in asked
-        if name in set(known_resources()) - set(known_resources(default=True))
-    ]
-    if not extra:
-        return None
-    own = as_hardware(hardware).resources if hardware is not None else ()
-    return [*known_resources(default=True), *extra, *own, *({ACTIVATION_MEMORY} & set(asked))]
-
-
-def _quantizer(module: nn.Module, answer: Profile | Allocation, data: DataSet) -> Quantizer:
-    """Use the ranges that were calibrated before, or calibrate now."""
-    if answer.activation_ranges:
-        return Quantizer(module, answer.activation_ranges)
-    names = [layer.name for layer in find_layers(module, next(data.batches())).layers]
-    return Quantizer(module, calibrate(module, names, data.batches()))
-
-
-def _compared(loss: LossLike | None, module: nn.Module, dataset: DataSet) -> tuple[Loss, DataSet]:
-    """Settle the loss, and give it the float model's outputs where it compares with those."""
-    if loss is None and dataset.targets is None:
-        with torch.no_grad(), evaluation_mode(module):
-            output = forward(module, dataset.inputs[:1])
-        # Sequence models put the classes last, all others after the batch axis.
-        loss = "token_kl_to_float" if output.ndim == 3 else "kl_to_float"
-    criterion = as_loss("cross_entropy" if loss is None else loss)
-    if criterion.target == "float_output":
-        dataset = with_float_outputs(module, dataset)
-    return criterion, dataset
-
-
-def _loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedModel, DataSet]:
-    """Load model and data, both onto the same device."""
-    named = as_model(model)
-    dataset = as_data(data, model=named)
-    if device is not None:
-        named = replace(named, module=on_device(named.module, device))
-    first = next(named.module.parameters(), None)
-    return named, dataset.to(first.device if first is not None else "cpu")

@@ -114,7 +114,7 @@ def search_command(
         if data is None:
             raise InputError("give the data set to score and verify on: --data NAME")
         from mpsearch.cli.loading import load
-        from mpsearch.pipeline import run_search
+        from mpsearch.searching import run_search
 
         loaded = load(
             model,
