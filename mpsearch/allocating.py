@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,9 @@ def allocate(
         gap: Relative gap to prove.
         time_limit: Seconds for the solver; the best answer so far is returned then.
         seed: Seed of randomised methods.
-        monotone: `clamp` makes losses non-increasing along a group's options in order of weight
-            cost before solving; `keep` takes them as they are.
+        monotone: `clamp` makes losses non-increasing along a group's options in order of their
+            weight memory (or the first resource priced) before solving; `keep` takes them as they
+            are.
         on_solver_progress: Called with the solver's progress reports.
 
     Returns:
@@ -81,7 +82,10 @@ def allocate(
         BudgetError: A budget cannot be read or is not positive.
         MismatchError: Profile and costs are of different models or menus.
         InfeasibleError: No allocation meets every budget; names the least achievable use.
+        UnknownNameError: `monotone` is neither `keep` nor `clamp`.
     """
+    if monotone not in get_args(Monotone):
+        raise UnknownNameError("value of monotone", monotone, get_args(Monotone))
     profile, costs = as_profile(profile), as_costs(costs)
     check_match(profile, costs)
     budgets = parse_budgets(budget)
@@ -119,7 +123,8 @@ def frontier(
         profile: Predicted losses, or the path of a saved profile.
         costs: Prices, or the path of saved costs.
         resource: The resource to trade loss against.
-        budget: Budgets of other resources, which hold at every point.
+        budget: Budgets of other resources, which hold at every point. One of the traced resource
+            itself is set aside, since the curve runs over it.
         points: Thin the curve to about so many points; None: all supported points.
         unsupported: Also find the points between supported ones, one solve each.
         monotone: As in `allocate`.
@@ -147,9 +152,11 @@ def frontier(
         refuse(solutions[0], budgets, limits, costs, offered)
     uniform = {}
     for column, option in enumerate(profile.options):
-        if offered[:, column].all():
+        same = np.full(len(profile.groups), column)
+        fits = all(costs.usage(name, same) <= limit for name, limit in limits.items())
+        if fits and offered[:, column].all():
             uniform[option] = FrontierPoint(
-                usage=costs.usage(resource, np.full(len(profile.groups), column)),
+                usage=costs.usage(resource, same),
                 predicted_loss=profile.predicted([column] * len(profile.groups)),
                 bound=None,
                 gap=None,
@@ -317,8 +324,10 @@ def _interactions(profile: Profile, offered: NDArray[np.bool_]) -> Interactions 
 
 
 def _clamped(profile: Profile, costs: Costs) -> NDArray[np.float64]:
-    """Make losses non-increasing in the cost of the first resource, per group."""
-    price = next(iter(costs.values.values()))
+    """Make losses non-increasing in weight memory (or the first resource that adds up)."""
+    if not costs.values:
+        raise InputError("clamping orders options by cost, and no resource adds up over groups")
+    price = costs.values.get("weight_memory", next(iter(costs.values.values())))
     loss = profile.loss.copy()
     for row in range(len(profile.groups)):
         columns = np.flatnonzero(profile.offered[row])

@@ -98,6 +98,8 @@ def parse_amount(resource: str, value: str | float) -> Budget:
     Raises:
         BudgetError: Not of this grammar, or the amount is not positive.
     """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise BudgetError(f"cannot read budget {resource}={value!r}: {GRAMMAR}")
     text = value.strip() if isinstance(value, str) else repr(float(value))
     match = _AMOUNT.fullmatch(text)
     try:
@@ -130,6 +132,8 @@ def parse_budgets(budgets: Mapping[str, str | float]) -> list[Budget]:
     Raises:
         BudgetError: One of them cannot be read, or there is none.
     """
+    if budgets and not isinstance(budgets, Mapping):
+        raise BudgetError(f"budgets are a mapping of resource to amount, not {budgets!r}")
     if not budgets:
         raise BudgetError(f"give at least one budget: {GRAMMAR}")
     return [parse_amount(resource, value) for resource, value in budgets.items()]

@@ -162,7 +162,9 @@ def run_search(
     if goal is None:
         answer = solved(budget)
     else:
-        answer = smallest_allocation(goal, scores, costs, budget, solved, run, on_progress)
+        answer = smallest_allocation(
+            goal, scores, costs, budget, solved, run, on_progress, monotone
+        )
     on_progress(Progress("solve", 1, 1, answer.status))
     if verified:
         found = measure_allocation(run, answer, (scores, costs), on_progress)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from mpsearch.allocating import frontier
+from mpsearch.allocating import Monotone, frontier
 from mpsearch.errors import InfeasibleError, InputError
 from mpsearch.progress import OnProgress, Progress
 from mpsearch.schemas import Allocation, Costs, FrontierPoint, Profile
@@ -16,6 +16,11 @@ __all__ = ["Goal", "smallest_allocation"]
 
 LOOK_BELOW = 4
 """Cheaper points measured beyond the first that fails, because drops are not monotone."""
+
+_CHOSEN = (
+    "the allocation was chosen by measuring on the verification data, so the drop measured there "
+    "is the one that was required and no independent estimate"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def smallest_allocation(
     solved: Callable[[Mapping[str, str | float]], Allocation],
     run: AllocationRuns,
     on_progress: OnProgress,
+    monotone: Monotone = "keep",
 ) -> Allocation:
     """Find the cheapest frontier point whose measured drop is allowed.
 
@@ -77,6 +83,7 @@ def smallest_allocation(
         solved: Solves for budgets; gives the certificate at the point found.
         run: Measures allocations.
         on_progress: Called after every measurement.
+        monotone: As in `allocate`.
 
     Returns:
         The allocation of least predicted loss at the use found, within all budgets.
@@ -89,7 +96,7 @@ def smallest_allocation(
         raise InputError(f"the loss {run.loss.name} has no metric whose drop could be limited")
     if goal.resource in budget:
         raise InputError(f"{goal.resource} is minimised, so it takes no budget")
-    curve = frontier(profile, costs, goal.resource, budget=budget or None)
+    curve = frontier(profile, costs, goal.resource, budget=budget or None, monotone=monotone)
     points = curve.points
     reference = run({}).metric
     assert reference is not None
@@ -109,8 +116,9 @@ def smallest_allocation(
     if found is None:
         best = min(measured.values())
         raise InfeasibleError(
-            f"no allocation keeps the drop of {run.loss.metric_name} within {goal.max_drop:.2%}: "
-            f"the smallest drop measured is {best:.2%}; allow more or offer dearer options"
+            f"none of the {len(measured)} dearest allocations of the frontier keeps the drop of "
+            f"{run.loss.metric_name} within {goal.max_drop:.2%}: the smallest drop measured is "
+            f"{best:.2%}; allow more or offer dearer options"
         )
     for index in range(found, len(points)):
         answer = solved({**budget, goal.resource: points[index].usage})
@@ -118,8 +126,18 @@ def smallest_allocation(
         # A tie in predicted loss may give another allocation of the same use; it must keep the
         # drop too.
         if metric is not None and reference - metric <= goal.max_drop:
-            return answer.model_copy(update={"max_drop": goal.max_drop})
-    raise InfeasibleError(f"no certified allocation keeps the drop within {goal.max_drop:.2%}")
+            return answer.model_copy(
+                update={
+                    "goal": f"min:{goal.resource}",
+                    "max_drop": goal.max_drop,
+                    "allocations_measured": len(measured),
+                    "warnings": [*answer.warnings, _CHOSEN],
+                }
+            )
+    raise InfeasibleError(
+        f"none of the {len(measured)} allocations measured keeps the drop within "
+        f"{goal.max_drop:.2%} in its certified form"
+    )
 
 
 def _cheapest_allowed(count: int, allowed: Callable[[int], bool]) -> int | None:

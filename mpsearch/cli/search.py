@@ -25,7 +25,21 @@ __all__ = ["search_command"]
 DEFAULT_MENU = "w2a8,w3a8,w4a8,w6a8,w8a8"
 
 
+_OF_SCORING = {
+    "options": "--options",
+    "estimator": "--estimator",
+    "setting": "--set",
+    "group": "--group",
+    "groups_for": "--groups-for",
+    "fix": "--fix",
+    "skip": "--skip",
+    "cache_dir": "--cache-dir",
+}
+_OF_THE_MODEL = {"data": "--data", "loss": "--loss", "samples": "--samples", "device": "--device"}
+
+
 def search_command(
+    context_of_call: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(help=f"{args.MODEL_HELP} Not needed with --profile and --costs."),
@@ -88,6 +102,10 @@ def search_command(
     """
     budgets = args.budgets_of(budget)
     target = _goal(goal, max_drop)
+    if profile is not None:
+        _refuse_ignored(context_of_call, _OF_SCORING, "the saved --profile already says")
+        if model is None:
+            _refuse_ignored(context_of_call, _OF_THE_MODEL, "no MODEL is given, so nothing uses")
     _check_folder(out)
     known_profile = as_profile(profile) if profile else None
     known_costs = _costs(costs, hardware, known_profile, has_model=model is not None)
@@ -181,6 +199,17 @@ def _costs(
     return price_profile(profile, found)
 
 
+def _refuse_ignored(call: typer.Context, flags: Mapping[str, str], why: str) -> None:
+    """Refuse flags that could not act, rather than ignore what the caller asked for."""
+    given = []
+    for name, flag in flags.items():
+        source = call.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            given.append(flag)
+    if given:
+        raise InputError(f"{why} {', '.join(given)}: leave that out, or make a new profile")
+
+
 def _goal(goal: str | None, max_drop: float | None) -> Goal | None:
     if goal is None:
         if max_drop is not None:
@@ -199,7 +228,9 @@ def _check_folder(out: Path | None) -> None:
 def _write(out: Path, answer: Allocation, profile: Profile, costs: Costs) -> None:
     from mpsearch.report.plots import bits_png, frontier_png
 
-    curve = frontier(profile, costs, next(iter(answer.budgets)), monotone=answer.monotone)
+    resource, *others = answer.budgets
+    rest: dict[str, str | float] = {name: answer.budgets[name].limit for name in others}
+    curve = frontier(profile, costs, resource, budget=rest, monotone=answer.monotone)
     # Everything is made before anything is written, so that a failure leaves no half a folder.
     contents: Mapping[str, bytes] = {
         "allocation.json": answer.model_dump_json(indent=1).encode(),

@@ -138,6 +138,7 @@ def frontier_command(
     resource: Annotated[
         str, typer.Option("--resource", help="Resource to trade loss against.")
     ] = "weight_memory",
+    budget: args.BudgetsOption = [],  # noqa: B006
     points: Annotated[
         int | None,
         typer.Option("--points", help="Thin the curve to about so many points."),
@@ -155,7 +156,12 @@ def frontier_command(
     mpsearch frontier --profile out/profile.json --costs out/costs.json --png frontier.png
     """
     curve = frontier(
-        as_profile(profile), as_costs(costs), resource, points=points, unsupported=unsupported
+        as_profile(profile),
+        as_costs(costs),
+        resource,
+        budget=args.budgets_of(budget) or None,
+        points=points,
+        unsupported=unsupported,
     )
     show(frontier_table(curve))
     if png is not None:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import DataError, DependencyError, ModelError
+from mpsearch.errors import DataError, DependencyError, InputError, ModelError
 from mpsearch.models import (  # noqa: F401 - importing them registers their specs
     data_files,
     digits,
@@ -89,9 +89,9 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
     try:
         wanted = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise DependencyError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+        known = device.partition(":")[0] in {"cpu", "cuda", "mps", "xpu", "meta"}
+        kind = DependencyError if known else InputError
+        raise kind(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     if all(tensor.device == wanted for tensor in model.state_dict().values()):
         return model
     return copy.deepcopy(model).to(wanted)

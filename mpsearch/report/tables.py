@@ -128,13 +128,21 @@ def _shadow_price(allocation: Allocation, resource: str) -> str:
 def _certificate(allocation: Allocation) -> RenderableType:
     colour = "green" if allocation.status == "optimal" else "yellow"
     text = Text()
+    if allocation.goal != "min:loss":
+        text.append("smallest found", "bold yellow")
+        text.append(
+            f" for {allocation.goal} with a drop of at most {allocation.max_drop:.2%}: "
+            f"{allocation.allocations_measured} allocations measured, smaller ones not excluded.\n"
+            "At this use: "
+        )
     text.append(allocation.status, f"bold {colour}")
     text.append(f"  predicted loss {allocation.predicted_loss:.6g} ({allocation.estimator})")
     if allocation.bound is None:
         text.append(", no lower bound")
     else:
         text.append(f", lower bound {allocation.bound:.6g}, gap {allocation.gap or 0.0:.2g}")
-    text.append(f"  [{allocation.method}, {allocation.solver}, {allocation.seconds:.3f} s]", "dim")
+    by = ", ".join(filter(None, (allocation.method, allocation.solver)))
+    text.append(f"  [{by}, {allocation.seconds:.3f} s]", "dim")
     return text
 
 

@@ -84,6 +84,15 @@ class Allocation(Document):
     bound: float | None = Field(description="proven lower bound of the goal; null if none")
     gap: float | None = Field(description="(objective - bound) / max(|objective|, |bound|)")
     predicted_loss: float
+    goal: str = Field(
+        default="min:loss",
+        description="`min:loss`: the certificate is of the goal itself; `min:RESOURCE`: the "
+        "allocation is the smallest that was found and measured, and the certificate is that of "
+        "least predicted loss at its use",
+    )
+    allocations_measured: int | None = Field(
+        default=None, description="how many a `min:RESOURCE` search ran on the model"
+    )
     max_drop: float | None = Field(
         default=None, description="largest measured drop of the metric that was asked for"
     )

@@ -35,7 +35,8 @@ class Costs(Document):
     groups: list[str] = Field(min_length=1)
     options: list[str] = Field(min_length=1)
     values: dict[str, FloatMatrix] = Field(
-        min_length=1, description="resource -> groups x options, in the resource's base unit"
+        default_factory=dict,
+        description="resource -> groups x options, in the resource's base unit",
     )
     units: dict[str, str] = Field(description="resource -> base unit: B, BOPs, s, J, bits …")
     baseline: dict[str, float] = Field(
@@ -75,6 +76,8 @@ class Costs(Document):
     def _check_tables(self) -> Self:
         check_names("groups", self.groups)
         check_names("options", self.options)
+        if not self.resources:
+            raise ValueError("no resource is priced: both values and peaks are empty")
         shape = (len(self.groups), len(self.options))
         for resource, table in self.values.items():
             if table.shape != shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from mpsearch.errors import InputError, UnknownNameError
@@ -72,10 +73,19 @@ def build(name: str, settings: dict[str, Any]) -> Estimator:
         The estimator.
 
     Raises:
-        InputError: It has no such setting, or a value is refused.
+        UnknownNameError: It has no such setting.
+        InputError: A value is refused.
     """
     module, _, attribute = info(name).implementation.partition(":")
     made = getattr(importlib.import_module(module), attribute)
+    known_settings = [
+        parameter
+        for parameter in inspect.signature(made.__init__).parameters
+        if parameter != "self"
+    ]
+    unknown = sorted(set(settings) - set(known_settings))
+    if unknown:
+        raise UnknownNameError(f"setting of {name}", unknown[0], known_settings)
     try:
         estimator: Estimator = made(**settings)
     except (TypeError, ValueError) as error:

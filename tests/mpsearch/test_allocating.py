@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 import mpsearch as mp
 from mpsearch.budgets import limit_of, parse_amount
 from mpsearch.errors import (
+    BudgetError,
     DocumentError,
     InfeasibleError,
+    InputError,
     MismatchError,
     UnknownNameError,
 )
+from mpsearch.schemas.costs import PeakStep
 
 OPTIONS = ["w2a8", "w4a8", "w8a8"]
 
@@ -174,3 +177,44 @@ def test_saved_documents_give_the_same_answer(tmp_path) -> None:
 def test_a_missing_file_is_a_clear_error(tmp_path) -> None:
     with pytest.raises(DocumentError, match="cannot read"):
         mp.allocate(tmp_path / "none.json", tmp_path / "none.json", {"weight_memory": "50%"})
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"weight_memory": None},
+        {"weight_memory": True},
+        ["weight_memory=0.2x"],
+        {"weight_memory": []},
+    ],
+)
+def test_budgets_of_the_wrong_type_are_refused(budget: object) -> None:
+    with pytest.raises(BudgetError):
+        mp.allocate(make_profile(np.zeros((1, 3))), make_costs(np.ones((1, 3))), budget)
+
+
+def test_an_unknown_monotone_is_refused_before_solving() -> None:
+    profile, costs = make_profile(np.zeros((1, 3))), make_costs(np.ones((1, 3)))
+    with pytest.raises(UnknownNameError, match="clamp"):
+        mp.allocate(profile, costs, {"weight_memory": "1 B"}, monotone="clmap")
+
+
+def test_a_frontier_within_other_budgets_shows_only_uniforms_that_keep_them() -> None:
+    memory = np.tile([1.0, 2.0, 4.0], (2, 1))
+    latency = np.tile([1.0, 2.0, 4.0], (2, 1))
+    profile = make_profile(np.tile([2.0, 1.0, 0.0], (2, 1)))
+    curve = mp.frontier(profile, make_costs(memory, latency), budget={"latency": "5 s"})
+    assert set(curve.uniform) == {"w2a8", "w4a8"}
+    assert all(point.usage <= 5 for point in curve.points)
+
+
+def test_costs_of_peaks_alone_are_accepted_and_clamping_them_is_refused() -> None:
+    step = PeakStep(name="conv", cost={"g0": [1.0, 2.0, 4.0]})
+    costs = mp.Costs(groups=["g0"], options=OPTIONS, peaks={"peak": [step]}, units={"peak": "B"})
+    profile = make_profile(np.array([[2.0, 1.0, 0.0]]))
+    answer = mp.allocate(profile, costs, {"peak": "3 B"})
+    assert answer.layers == {"g0": "w4a8"}
+    with pytest.raises(InputError, match="no resource adds up"):
+        mp.allocate(profile, costs, {"peak": "3 B"}, monotone="clamp")
+    with pytest.raises(ValueError, match="no resource is priced"):
+        mp.Costs(groups=["g0"], options=OPTIONS, units={})
