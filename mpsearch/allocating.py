@@ -386,6 +386,7 @@ def _allocation(
         seconds=solution.seconds,
         estimator=profile.estimator,
         activation_ranges=profile.activation_ranges,
+        resolved_ranges=profile.resolved_ranges,
         monotone=monotone,
         seed=seed,
         model=profile.model or costs.model,

@@ -21,7 +21,8 @@ from mpsearch.models.layers import find_layers
 from mpsearch.models.registry import ModelLike, as_data, as_model
 from mpsearch.preparing import DataLike, LossLike, compared_by, loaded, quantizer_for
 from mpsearch.progress import OnProgress, Progress, ignore_progress
-from mpsearch.quantize import Quantizer, calibrate
+from mpsearch.quantize import Quantizer
+from mpsearch.ranges import activation_formats, extremes, known_ranges, resolved
 from mpsearch.schemas import Allocation, Costs, DataRecord, Profile, Verification
 from mpsearch.scoring import low_bit_warning, refuse_ties, sum_over_groups
 from mpsearch.sensitivity import build
@@ -89,12 +90,9 @@ def profile(
     refuse_ties(scorer, menu.options)
     layers = [layer for layer in survey.layers if layer.name not in menu.skipped]
     # Ranges are of use to options that round activations alone; others save the forward passes.
-    rounded = (
-        [layer.name for layer in layers]
-        if any(not option.activation.is_float for option in menu.options)
-        else []
-    )
-    ranges = calibrate(module, rounded, dataset.batches()) if rounded else {}
+    formats = activation_formats(menu.options)
+    names = [layer.name for layer in layers]
+    ranges = known_ranges(module, names, dataset.batches(), formats) if formats else {}
     task = ScoringTask(
         model=module,
         layers=layers,
@@ -122,7 +120,8 @@ def profile(
         estimator=scorer.name,
         settings=settings,
         statistics=scores.statistics,
-        activation_ranges=ranges,
+        activation_ranges=extremes(ranges),
+        resolved_ranges=resolved(ranges),
         loss_function=criterion.name,
         float_loss=scores.float_loss,
         seed=seed,

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpsearch.formats import parse_option
 from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.layers import evaluation_mode, find_layers, forward
 from mpsearch.models.registry import ModelLike, NamedModel, as_data, as_model, on_device
-from mpsearch.quantize import Quantizer, calibrate
+from mpsearch.quantize import Quantizer
+from mpsearch.ranges import activation_formats, known_ranges, saved_ranges, settles
 from mpsearch.schemas import Allocation, Profile
 
 __all__ = ["DataLike", "LossLike", "compared_by", "loaded", "quantizer_for"]
@@ -33,10 +35,13 @@ def quantizer_for(module: nn.Module, answer: Profile | Allocation, data: DataSet
     Returns:
         A quantizer of the model.
     """
-    if answer.activation_ranges:
-        return Quantizer(module, answer.activation_ranges)
+    saved = saved_ranges(answer)
+    options = answer.options if isinstance(answer, Profile) else answer.layers.values()
+    formats = activation_formats(map(parse_option, options))
+    if settles(saved, formats):
+        return Quantizer(module, saved)
     names = [layer.name for layer in find_layers(module, next(data.batches())).layers]
-    return Quantizer(module, calibrate(module, names, data.batches()))
+    return Quantizer(module, known_ranges(module, names, data.batches(), formats))
 
 
 def compared_by(loss: LossLike | None, module: nn.Module, dataset: DataSet) -> tuple[Loss, DataSet]:

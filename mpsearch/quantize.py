@@ -19,6 +19,7 @@ from mpsearch.formats.calibration import Method
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.layers import Layer
 from mpsearch.models.registry import as_data
+from mpsearch.ranges import activation_formats, known_ranges, saved_ranges
 from mpsearch.schemas import Allocation
 
 __all__ = [
@@ -173,9 +174,13 @@ def _quantizer(
 ) -> Quantizer:
     ranges: Ranges = {}
     if data is not None:
-        watch = calibrate if rule.method == "minmax" else observe
-        needed = [layer for layer, o in _choice(allocation).items() if not o.activation.is_float]
-        ranges = watch(model, needed, data.batches())
+        choice = _choice(allocation)
+        needed = [layer for layer, o in choice.items() if not o.activation.is_float]
+        if rule.method == "minmax":
+            formats = activation_formats(choice.values())
+            ranges = known_ranges(model, needed, data.batches(), formats)
+        else:
+            ranges = observe(model, needed, data.batches())
     elif isinstance(allocation, Allocation):
-        ranges = allocation.activation_ranges
+        ranges = saved_ranges(allocation)
     return Quantizer(model, ranges, rule=rule)

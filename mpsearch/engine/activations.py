@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mpsearch.formats import Format
+from mpsearch.errors import InputError
+from mpsearch.formats import Format, Scaled
 from mpsearch.formats.calibration import Method, Statistics, calibrated_range, resolve
 
-__all__ = ["ActivationQuantizer", "RangeRule", "settled"]
+__all__ = [
+    "MINMAX",
+    "ActivationQuantizer",
+    "KnownRange",
+    "RangeRule",
+    "needs_histogram",
+    "settled",
+]
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,40 @@ class RangeRule:
     percentile: float = 99.99
 
 
+MINMAX = RangeRule()
+
+
+@dataclass(frozen=True)
+class KnownRange:
+    """What is kept of a layer's input once its histogram is gone.
+
+    Attributes:
+        low: Smallest value seen.
+        high: Largest value seen.
+        settled: For each format that clips or chooses its grid: the grid and both ends.
+    """
+
+    low: float
+    high: float
+    settled: Mapping[Format, tuple[Format, float, float]]
+
+
+def needs_histogram(activation_format: Format) -> bool:
+    """Tell whether the extremes of an input do not settle a format's range.
+
+    Args:
+        activation_format: Format of the activations.
+
+    Returns:
+        True for formats that clip (`int8_p99.9`, `int8_mse`) or choose their grid (`fp8_auto`).
+        Blocks of values are clipped as they come, so formats with groups are not among them.
+    """
+    clips = isinstance(activation_format, Scaled) and activation_format.sharing.clip is not None
+    return activation_format.adaptive or (clips and not activation_format.dynamic)
+
+
 def settled(
-    activation_format: Format, seen: Statistics | tuple[float, float], rule: RangeRule
+    activation_format: Format, seen: Statistics | KnownRange | tuple[float, float], rule: RangeRule
 ) -> tuple[Format, float, float]:
     """Choose the grid and the range for a format.
 
@@ -41,9 +81,20 @@ def settled(
 
     Returns:
         The format, an automatic one replaced by its best candidate, and both ends of the range.
+
+    Raises:
+        InputError: The format chooses its range from a histogram, and only extremes were kept.
     """
     if not isinstance(seen, Statistics):
-        return activation_format, *seen
+        known = seen if isinstance(seen, KnownRange) else KnownRange(*seen, {})
+        if activation_format in known.settled:
+            return known.settled[activation_format]
+        if needs_histogram(activation_format):
+            raise InputError(
+                f"{activation_format.name} chooses its range from how the values are spread, and "
+                "of this calibration only their extremes were kept; give the data again (data=…)"
+            )
+        return activation_format, known.low, known.high
     found = resolve(activation_format, seen, rule.method, rule.percentile)
     return found, *calibrated_range(found, seen, rule.method, rule.percentile)
 

@@ -8,7 +8,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from mpsearch.engine.activations import ActivationQuantizer, RangeRule, settled
+from mpsearch.engine.activations import (
+    MINMAX,
+    ActivationQuantizer,
+    KnownRange,
+    RangeRule,
+    settled,
+)
 from mpsearch.engine.weight_cache import DEFAULT_MEMORY_LIMIT, WeightCache
 from mpsearch.errors import InputError, MismatchError
 from mpsearch.formats import Format, Option
@@ -18,10 +24,8 @@ from mpsearch.models.kinds import Use, WeightSite, weight_sites
 
 __all__ = ["Quantizer", "Ranges", "layer_module", "layer_weight"]
 
-Ranges = Mapping[str, tuple[float, float] | Statistics]
+Ranges = Mapping[str, tuple[float, float] | KnownRange | Statistics]
 """Layer -> the range of its input, or everything that was observed of it."""
-
-MINMAX = RangeRule()
 
 
 def layer_module(model: nn.Module, name: str) -> nn.Module:

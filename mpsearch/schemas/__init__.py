@@ -10,7 +10,7 @@ from mpsearch.schemas.allocation import (
     Verification,
 )
 from mpsearch.schemas.costs import Costs, PeakStep
-from mpsearch.schemas.profile import DataRecord, ModelRecord, Profile
+from mpsearch.schemas.profile import DataRecord, InputRange, ModelRecord, Profile
 
 __all__ = [
     "Allocation",
@@ -20,6 +20,7 @@ __all__ = [
     "DataRecord",
     "Frontier",
     "FrontierPoint",
+    "InputRange",
     "Measurement",
     "ModelRecord",
     "PeakStep",

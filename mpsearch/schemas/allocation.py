@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr
 
 from mpsearch.schemas.costs import Costs
 from mpsearch.schemas.document import Document, Record
-from mpsearch.schemas.profile import DataRecord, ModelRecord, Profile
+from mpsearch.schemas.profile import DataRecord, InputRange, ModelRecord, Profile
 
 __all__ = [
     "Allocation",
@@ -111,6 +111,10 @@ class Allocation(Document):
     activation_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
         description="layer -> [low, high] of its input, calibrated on the data",
+    )
+    resolved_ranges: dict[str, dict[str, InputRange]] = Field(
+        default_factory=dict,
+        description="layer -> activation format that clips or chooses its grid -> what it became",
     )
     monotone: Literal["keep", "clamp"] = "keep"
     seed: int = 0

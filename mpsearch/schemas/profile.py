@@ -14,7 +14,7 @@ from mpsearch.errors import DocumentError
 from mpsearch.schemas.arrays import BoolMatrix, FloatMatrix
 from mpsearch.schemas.document import Document, Record
 
-__all__ = ["DataRecord", "ModelRecord", "Profile"]
+__all__ = ["DataRecord", "InputRange", "ModelRecord", "Profile"]
 
 
 class ModelRecord(Record):
@@ -30,6 +30,14 @@ class DataRecord(Record):
     name: str
     fingerprint: str = Field(description="sha256 over the calibration inputs and targets")
     inputs: int = Field(ge=0, description="number of inputs used")
+
+
+class InputRange(Record):
+    """What a format that clips or chooses its grid became for one layer's input."""
+
+    format: str = Field(description="the grid: the format itself, or what an automatic one chose")
+    low: float = Field(description="smallest value that is represented")
+    high: float = Field(description="largest value that is represented")
 
 
 class Profile(Document):
@@ -54,6 +62,10 @@ class Profile(Document):
     activation_ranges: dict[str, tuple[float, float]] = Field(
         default_factory=dict,
         description="layer -> [low, high] of its input, calibrated on the data",
+    )
+    resolved_ranges: dict[str, dict[str, InputRange]] = Field(
+        default_factory=dict,
+        description="layer -> activation format that clips or chooses its grid -> what it became",
     )
     interactions: FloatMatrix | None = Field(
         default=None,
