@@ -13,6 +13,7 @@ __all__ = [
     "BlockKernel",
     "Params",
     "absmax",
+    "bounded_scale",
     "check_floating",
     "ends",
     "non_finite",
@@ -114,6 +115,25 @@ def safe_scale(scale: Tensor) -> Tensor:
     """
     tiny = torch.finfo(scale.dtype).tiny
     return torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=tiny))
+
+
+def bounded_scale(scale: Tensor, reach: Tensor | float) -> Tensor:
+    """Lower a scale whose product with the largest code would overflow.
+
+    The largest magnitude over the largest code is rounded, so that close to the largest finite
+    number the way back may end at infinity.
+
+    Args:
+        scale: Scales; NaN and infinity come back as they are.
+        reach: Largest magnitude of a code, at least one.
+
+    Returns:
+        Scales of the same shape, whose product with `reach` is finite where they are.
+    """
+    most = torch.as_tensor(torch.finfo(scale.dtype).max / reach).to(scale)
+    # the quotient is rounded too: one step below it the product cannot exceed the maximum
+    most = torch.nextafter(most, torch.zeros_like(most))
+    return torch.where(torch.isfinite(scale), torch.minimum(scale, most), scale)
 
 
 def check_floating(tensor: Tensor, what: str) -> None:

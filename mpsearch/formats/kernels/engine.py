@@ -165,9 +165,9 @@ class _Scratch:
             return
         result = self._result[: part.numel()].view(part.shape)
         kernel.round(part, params, result, spare)
-        if target.dtype == torch.float16:
-            # a scale rounded upwards may push the largest value past float16's own maximum
-            result.clamp_(-65504.0, 65504.0)
+        # a scale rounded upwards may push the largest value past the narrower type's own maximum
+        top = torch.finfo(target.dtype).max
+        result.clamp_(-top, top)
         target.copy_(result)
 
 

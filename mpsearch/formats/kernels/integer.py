@@ -11,6 +11,7 @@ from mpsearch.formats.kernels.blocks import (
     BlockKernel,
     Params,
     absmax,
+    bounded_scale,
     check_floating,
     ends,
     reject_nan,
@@ -32,11 +33,11 @@ class SymmetricKernel(BlockKernel):
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return the scale amax / top."""
         del counts, whole
-        return (safe_scale(absmax(blocks) / self.top),)
+        return (self._scale(absmax(blocks)),)
 
     def from_range(self, low: Tensor, high: Tensor) -> Params:
         """Return the scale max(|low|, |high|) / top."""
-        return (safe_scale(torch.maximum(low.abs(), high.abs()) / self.top),)
+        return (self._scale(torch.maximum(low.abs(), high.abs())),)
 
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest code within the range, times the scale."""
@@ -44,6 +45,9 @@ class SymmetricKernel(BlockKernel):
         (scale,) = params
         torch.div(values, scale, out=out)
         out.round_().clamp_(-self.top, self.top).mul_(scale)
+
+    def _scale(self, reach: Tensor) -> Tensor:
+        return bounded_scale(safe_scale(reach / self.top), self.top)
 
 
 class AsymmetricKernel(BlockKernel):
@@ -66,10 +70,7 @@ class AsymmetricKernel(BlockKernel):
         zero = torch.round(-low / scale).clamp_(0, self.top)
         # the outermost codes may stand half a step outside the range: keep them finite
         reach = torch.maximum(zero, self.top - zero)
-        scale = torch.where(
-            torch.isfinite(scale), torch.minimum(scale, torch.finfo(scale.dtype).max / reach), scale
-        )
-        return scale, -zero, self.top - zero
+        return bounded_scale(scale, reach), -zero, self.top - zero
 
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write (clip(round(values / scale) + zero, 0, top) - zero) * scale."""

@@ -18,6 +18,7 @@ from mpsearch.formats.kernels.blocks import (
     BlockKernel,
     Params,
     absmax,
+    bounded_scale,
     check_floating,
     reject_nan,
     safe_scale,
@@ -79,11 +80,11 @@ class MinifloatKernel(BlockKernel):
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return the scale amax / largest value."""
         del counts, whole
-        return (safe_scale(absmax(blocks) / self.grid.top),)
+        return (self._scale(absmax(blocks)),)
 
     def from_range(self, low: Tensor, high: Tensor) -> Params:
         """Return the scale max(|low|, |high|) / largest value."""
-        return (safe_scale(torch.maximum(low.abs(), high.abs()) / self.grid.top),)
+        return (self._scale(torch.maximum(low.abs(), high.abs())),)
 
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest value of the scaled grid."""
@@ -92,6 +93,9 @@ class MinifloatKernel(BlockKernel):
         out.clamp_(-self.grid.top, self.grid.top)
         round_unscaled(self.grid, out, out, spare)
         out.mul_(scale)
+
+    def _scale(self, reach: Tensor) -> Tensor:
+        return bounded_scale(safe_scale(reach / self.grid.top), self.grid.top)
 
 
 def cast(grid: FloatGrid, tensor: Tensor, overflow: Overflow, name: str) -> Tensor:

@@ -96,6 +96,26 @@ def test_cast_gives_the_nearest_value_of_the_grid(name, share):
 
 
 @FAST
+@given(
+    name=st.sampled_from(
+        [n for n in formats.known() if formats.get(n).role != "scales"]
+        + [*(f"int{k}{kind}" for k in range(2, 17) for kind in ("", "_asym")), "e5m10", "int8_p90"]
+    ),
+    share=st.floats(0.999, 1.0),
+    low=st.floats(-1.0, 1.0),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_values_next_to_the_largest_number_stay_finite(name, share, low, dtype):
+    spec = formats.get(name)
+    limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    values = torch.tensor([[share, low, 0.5, 0.0]], dtype=torch.float64).mul(limit).to(dtype)
+    assert torch.isfinite(spec.fake_quantize(values)).all()
+    if spec.role == "any" and not spec.adaptive:
+        rounded = spec.quantizer(float(values.min()), float(values.max()))(values)
+        assert torch.isfinite(rounded).all()
+
+
+@FAST
 @given(width=st.sampled_from(range(2, 17)), values=MATRICES)
 def test_symmetric_integers_are_within_half_a_step(width, values):
     rounded = formats.get(f"int{width}").fake_quantize(values)

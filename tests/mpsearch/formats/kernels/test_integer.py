@@ -107,3 +107,14 @@ def test_step_of_a_range_is_the_scale():
     assert formats.get("int8_asym").uniform_step(0.0, 255.0) == 1.0
     assert formats.get("int8_asym").uniform_step(51.0, 255.0) == 1.0  # widened to hold zero
     assert formats.get("fp8_e4m3").uniform_step(-1.0, 1.0) is None
+
+
+def test_a_channel_of_subnormal_values_becomes_zero_and_leaves_its_neighbours_alone():
+    values = torch.tensor([[1e-40, -1e-40, 0.0], [1.0, -0.5, 0.25]])
+    rounded = formats.get("int8").fake_quantize(values)
+    assert rounded[0].tolist() == [0.0, 0.0, 0.0]
+    assert torch.equal(rounded[1:], formats.get("int8").fake_quantize(values[1:]))
+    # the smallest normal scale, 1.2e-38, is the finest step of all
+    step = torch.finfo(torch.float32).tiny
+    tiny = torch.tensor([[3.0 * step, 1.6 * step]])
+    assert formats.get("int8").fake_quantize(tiny).tolist() == [[3.0 * step, 2.0 * step]]
