@@ -130,7 +130,9 @@ def bounded_scale(scale: Tensor, reach: Tensor | float) -> Tensor:
     Returns:
         Scales of the same shape, whose product with `reach` is finite where they are.
     """
-    most = torch.as_tensor(torch.finfo(scale.dtype).max / reach).to(scale)
+    most = torch.as_tensor(
+        torch.finfo(scale.dtype).max / reach, dtype=scale.dtype, device=scale.device
+    )
     # the quotient is rounded too: one step below it the product cannot exceed the maximum
     most = torch.nextafter(most, torch.zeros_like(most))
     return torch.where(torch.isfinite(scale), torch.minimum(scale, most), scale)

@@ -107,10 +107,12 @@ def test_cast_gives_the_nearest_value_of_the_grid(name, share):
 )
 def test_values_next_to_the_largest_number_stay_finite(name, share, low, dtype):
     spec = formats.get(name)
-    limit = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    linear = isinstance(spec, formats.Integer | formats.Minifloat)
+    # means, k-means and the shared powers of two of other families have no room beyond float32
+    limit = torch.finfo(dtype if linear or dtype != torch.float64 else torch.float32).max
     values = torch.tensor([[share, low, 0.5, 0.0]], dtype=torch.float64).mul(limit).to(dtype)
     assert torch.isfinite(spec.fake_quantize(values)).all()
-    if spec.role == "any" and not spec.adaptive:
+    if spec.role == "any" and not spec.adaptive and dtype != torch.float64:
         rounded = spec.quantizer(float(values.min()), float(values.max()))(values)
         assert torch.isfinite(rounded).all()
 
