@@ -74,7 +74,7 @@ class AutoMinifloat(Scaled):
 
         return ChoosingKernel(self.grids, self.sharing.clip)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Refuse: without a tensor to fit there is no grid.
 
         Args:

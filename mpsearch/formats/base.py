@@ -6,7 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from mpsearch.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,13 +140,31 @@ class Format(ABC):
         """Return every unscaled value in ascending order, or None where too many to list."""
         return None
 
-    @abstractmethod
     def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
         """Return every value rounded to the nearest of the unscaled grid.
 
         Args:
             tensor: Floating-point values.
-            overflow: What happens beyond the largest value of the grid.
+            overflow: What happens beyond the largest value of the grid: "saturate" to it, or
+                "ieee": infinity or NaN where the format has a code for one, else saturate.
+
+        Returns:
+            A new tensor of the same shape, dtype and device.
+
+        Raises:
+            UnknownNameError: There is no such way to overflow.
+        """
+        if overflow not in get_args(Overflow):
+            raise UnknownNameError("overflow", overflow, get_args(Overflow))
+        return self.to_grid(tensor, overflow)
+
+    @abstractmethod
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
+        """Return what `cast` does, for an overflow that is known to be one.
+
+        Args:
+            tensor: Floating-point values.
+            overflow: As in `cast`.
 
         Returns:
             A new tensor of the same shape, dtype and device.

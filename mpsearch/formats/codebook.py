@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpsearch.errors import InputError
+from mpsearch.errors import InputError, UnknownNameError
 from mpsearch.formats.base import Format, Overflow, Role
 from mpsearch.formats.registry import Family, register
 
@@ -87,7 +87,7 @@ class Codebook(Format):
 
         return CodebookKernel(self.table)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value replaced by the nearest entry; a tie goes to the lower one.
 
         Args:
@@ -162,7 +162,7 @@ class LearnedCodebook(Format):
 
         return LearnedKernel(1 << self.width)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Refuse: there is no table before there are values to learn it from.
 
         Args:
@@ -191,7 +191,25 @@ def register_table(name: str, values: Sequence[float], source: str, block: int =
     Raises:
         InputError: The name or the values cannot be used, or the name is taken.
     """
-    register(table_family(name, values, source, block))
+    family = table_family(name, values, source, block)
+    if _is_taken(name):
+        raise InputError(
+            f"table name {name!r} reads as a format or an option already; choose another"
+        )
+    register(family)
+
+
+def _is_taken(name: str) -> bool:
+    """Whether a name means something already, be it with numbers out of range."""
+    from mpsearch.formats.options import parse_option
+
+    try:
+        parse_option(name)
+    except UnknownNameError:
+        return False
+    except InputError:
+        return True
+    return True
 
 
 def table_family(name: str, values: Sequence[float], source: str, block: int) -> Family:

@@ -64,7 +64,7 @@ class PowerOfTwo(Format):
         del tensor, channel_axis
         raise InputError(f"{self.name} has no zero and no sign: use it for scales, through cast")
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest power of two; a tie goes up.
 
         As in ml_dtypes and torch, what lies between 2^-127 and 2^-126 goes up as well.

@@ -65,7 +65,7 @@ class Half(Format):
 
         return HalfKernel(self)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to 16 bits, ties to even.
 
         Args:

@@ -50,7 +50,7 @@ class Float(Format):
         """Return a detached copy of the tensor."""
         return tensor.detach().clone()
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:  # noqa: ARG002
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:  # noqa: ARG002
         """Return a detached copy of the tensor."""
         return tensor.detach().clone()
 

@@ -82,7 +82,7 @@ class Integer(Scaled):
         kernel = AsymmetricKernel(top) if self.asymmetric else SymmetricKernel(top)
         return clipped(kernel, self.sharing.clip)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest code, ties to even, scale one.
 
         Args:

@@ -94,7 +94,7 @@ class Microscaling(_PowerScaled):
 
         return MicroscalingKernel(self.grid)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest element value, without a scale.
 
         Args:
@@ -165,7 +165,7 @@ class BlockFloat(_PowerScaled):
 
         return BlockFloatKernel(self.step, self.top)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest element value, without a scale.
 
         Args:

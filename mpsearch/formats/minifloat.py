@@ -159,7 +159,7 @@ class Minifloat(Scaled):
 
         return clipped(MinifloatKernel(self.grid), self.sharing.clip)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest of the grid, ties to even, without a scale.
 
         Without mantissa bits a tie goes to the larger magnitude, as in the E8M0 of ml_dtypes.

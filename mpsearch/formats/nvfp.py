@@ -80,7 +80,7 @@ class NvFloat4(Format):
 
         return NvKernel(self.grid)
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest element value, without a scale.
 
         Args:

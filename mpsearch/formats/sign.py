@@ -62,7 +62,7 @@ class Signs(Scaled):
 
         return TernaryKernel() if self.ternary else BinaryKernel()
 
-    def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
+    def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:
         """Return every value rounded to the nearest of the grid, without a scale.
 
         Args:

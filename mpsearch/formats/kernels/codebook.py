@@ -11,6 +11,7 @@ from mpsearch.formats.kernels.blocks import (
     BlockKernel,
     Params,
     absmax,
+    bounded_scale,
     check_floating,
     reject_nan,
     safe_scale,
@@ -36,18 +37,23 @@ class CodebookKernel(BlockKernel):
         self.reach = max(abs(value) for value in table)
 
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
-        """Return the scale amax / largest magnitude of the table."""
+        """Return the scale amax / largest magnitude of the table, to divide and to multiply by.
+
+        They differ for a block of zeros, which a table without zero could not keep otherwise.
+        """
         del counts, whole
-        return (safe_scale(absmax(blocks) / self.reach),)
+        reach = absmax(blocks)
+        scale = bounded_scale(safe_scale(reach / self.reach), self.reach)
+        return scale, torch.where(reach == 0, reach, scale)
 
     def round(self, values: Tensor, params: Params, out: Tensor, spare: Tensor) -> None:
         """Write the nearest entry times the scale; NaN stays NaN."""
         del spare
-        (scale,) = params
+        scale, stored = params
         torch.div(values, scale, out=out)
         unknown = torch.isnan(out)
         _nearest(self.table, out, out)
-        out.mul_(scale).masked_fill_(unknown, float("nan"))
+        out.mul_(stored).masked_fill_(unknown, float("nan"))
 
 
 def _nearest(table: Tensor, values: Tensor, out: Tensor) -> None:

@@ -122,7 +122,7 @@ def test_a_family_of_ones_own_is_one_registration(monkeypatch):
         assert spec.bits == 2
         assert spec.effective_bits((4, 8)) == 2 + 16 / 4
         assert formats.get("thirds").block == 8
-        with pytest.raises(InputError, match="registered already"):
+        with pytest.raises(InputError, match="'thirds' reads as a format"):
             formats.register_table("thirds", [0, 1], source="again")
     finally:
         formats.get.cache_clear()
@@ -135,6 +135,24 @@ def test_a_family_of_ones_own_is_one_registration(monkeypatch):
 def test_tables_that_cannot_be_used_are_refused(name, values):
     with pytest.raises(InputError, match=name):
         formats.register_table(name, values, source="this test")
+
+
+@pytest.mark.parametrize(
+    "name", ["int4", "float", "nf4", "mxfp4", "e3m4", "e8m0", "int99", "w4a8", "w8", "w99", "fp16"]
+)
+def test_a_table_cannot_take_the_name_of_a_format_or_an_option(name):
+    before = formats.families()
+    with pytest.raises(InputError, match=f"{name!r} reads as a format or an option already"):
+        formats.register_table(name, [0, 1], source="this test")
+    assert formats.families() == before
+
+
+@pytest.mark.parametrize("name", formats.known())
+def test_a_cast_knows_two_ways_to_overflow(name):
+    import torch
+
+    with pytest.raises(UnknownNameError, match=r"'iee'; did you mean ieee.*known: ieee, saturate"):
+        formats.get(name).cast(torch.ones(3), overflow="iee")
 
 
 def test_listing_and_pricing_import_no_torch():

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from mpsearch import formats
 from mpsearch.errors import InputError
-from mpsearch.formats.codebook import NF4
+from mpsearch.formats.codebook import NF4, Codebook
 
 
 def test_nf4_is_made_of_normal_quantiles():
@@ -32,6 +32,21 @@ def test_blocks_take_the_nearest_entry_of_the_scaled_table():
             scale = np.abs(block).max()
             nearest = np.abs(block[:, None] - table[None] * scale).min(1)
             assert np.abs(ours - block) == pytest.approx(nearest, abs=1e-6 * scale)
+
+
+def test_a_block_of_zeros_stays_zero_under_a_table_without_zero():
+    spec = Codebook(name="thirds", table=(-1.0, -1 / 3, 1 / 3, 1.0), size=4)
+    values = torch.tensor([[0, 0, 0, 0, 3.0, 0.6, -1.2, 0.0], [0.0] * 8])
+    expected = [[0, 0, 0, 0, 3.0, 1.0, -1.0, -1.0], [0.0] * 8]  # a tie goes to the lower entry
+    torch.testing.assert_close(spec.fake_quantize(values), torch.tensor(expected))
+    short = spec.fake_quantize(torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0]]))
+    assert short.tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0]]
+
+
+def test_a_table_reaches_the_largest_number_without_infinity():
+    spec = Codebook(name="odd", table=(-7.3, -1.0, 0.0, 2.9), size=4)
+    top = torch.finfo(torch.float32).max
+    assert torch.isfinite(spec.fake_quantize(torch.full((1, 4), -top))).all()
 
 
 def test_cast_ties_go_to_the_lower_entry():
