@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpsearch.engine.quantizer import refuse_quantized
 from mpsearch.formats import parse_option
 from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.models.dataset import DataSet
@@ -79,6 +80,7 @@ def loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedM
         The model with its name, and the data.
     """
     named = as_model(model)
+    refuse_quantized(named.module)
     dataset = as_data(data, model=named)
     if device is not None:
         named = replace(named, module=on_device(named.module, device))

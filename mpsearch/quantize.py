@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from mpsearch.engine.activations import RangeRule
 from mpsearch.engine.calibration import calibrate, observe
 from mpsearch.engine.correction import correct_biases, reestimate_batchnorms
-from mpsearch.engine.quantizer import Quantizer, Ranges, layer_module, layer_weight
+from mpsearch.engine.quantizer import (
+    Quantizer,
+    Ranges,
+    layer_module,
+    layer_weight,
+    mark_quantized,
+    refuse_quantized,
+)
 from mpsearch.errors import InputError
 from mpsearch.formats import Format, Option, parse_option
 from mpsearch.formats.calibration import Method
@@ -72,14 +79,10 @@ def apply(
         The model whose weights carry quantized values and whose layers quantize their inputs.
 
     Raises:
-        InputError: Something needs data and none was given, or the model was quantized in place
-            before and not restored.
+        InputError: Something needs data and none was given; a ModelError where the model was
+            quantized in place before and not restored.
     """
-    if model in _APPLIED:
-        raise InputError(
-            f"{type(model).__name__} is quantized in place already; call mpsearch.quantize."
-            "restore(model) first"
-        )
+    refuse_quantized(model)
     dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
     if dataset is None and (correct_bias or reestimate_batchnorm):
         raise InputError("correct_bias and reestimate_batchnorm measure the model: give data")
@@ -95,6 +98,8 @@ def apply(
         if reestimate_batchnorm:
             assert dataset is not None
             undo.enter_context(reestimate_batchnorms(changed, dataset))
+        if inplace:
+            undo.enter_context(mark_quantized(model))
         kept = undo.pop_all()
     if inplace:
         _APPLIED[model] = kept
@@ -144,6 +149,7 @@ def quantized(
     Yields:
         The same model, fake-quantized inside the context.
     """
+    refuse_quantized(model)
     dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
     quantizer = _quantizer(model, allocation, dataset, RangeRule(calibration, percentile))
     with quantizer.options(_choice(allocation)) as changed:

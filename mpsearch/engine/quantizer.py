@@ -16,16 +16,61 @@ from mpsearch.engine.activations import (
     settled,
 )
 from mpsearch.engine.weight_cache import DEFAULT_MEMORY_LIMIT, WeightCache
-from mpsearch.errors import InputError, MismatchError
+from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import Format, Option
 from mpsearch.formats.calibration import Statistics
 from mpsearch.models.inputs import intercept
 from mpsearch.models.kinds import Use, WeightSite, weight_sites
 
-__all__ = ["Quantizer", "Ranges", "layer_module", "layer_weight"]
+__all__ = [
+    "Quantizer",
+    "Ranges",
+    "layer_module",
+    "layer_weight",
+    "mark_quantized",
+    "refuse_quantized",
+]
 
 Ranges = Mapping[str, tuple[float, float] | KnownRange | Statistics]
 """Layer -> the range of its input, or everything that was observed of it."""
+
+
+_QUANTIZED = "_mpsearch_quantized"
+"""Name in a module's own dictionary, which deep copies and pickles take along."""
+
+
+def mark_quantized(model: nn.Module) -> ExitStack:
+    """Mark a model and its parts as quantized in place.
+
+    Args:
+        model: The model.
+
+    Returns:
+        What takes the marks off; open until it is closed.
+    """
+    with ExitStack() as undo:
+        for module in model.modules():
+            module.__dict__[_QUANTIZED] = True
+            undo.callback(module.__dict__.pop, _QUANTIZED, None)
+        return undo.pop_all()
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raise where a float model is needed and quantized values would pass for its weights.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ModelError: It, a part of it, or what it was copied from is quantized in place.
+    """
+    for name, module in model.named_modules():
+        if _QUANTIZED in module.__dict__:
+            part = f"part {name} of this" if name else "this"
+            raise ModelError(
+                f"{part} {type(model).__name__} is quantized in place already, or a copy of one "
+                "that is; call mpsearch.quantize.restore(model) on the original first"
+            )
 
 
 def layer_module(model: nn.Module, name: str) -> nn.Module:
@@ -89,6 +134,7 @@ class Quantizer:
             rule: How a range is chosen from statistics, for every format apart.
             memory_limit: Most bytes of quantized weights to keep.
         """
+        refuse_quantized(model)
         self.model = model
         self.sites = weight_sites(model)
         self._ranges = ranges

@@ -88,6 +88,35 @@ def test_copies_contexts_and_in_place_agree_and_in_place_is_restored(name: str) 
         restore(model)
 
 
+def test_a_model_quantized_in_place_is_refused_everywhere_until_it_is_restored() -> None:
+    model, inputs = build("sequential")
+    choice = {"0": "w4a8", "2": "w4a8", "4": "w4a8"}
+    answer = mp.search(model, inputs, ["w4a8", "w8a8"], {"weight_memory": "60%"})
+    mp.apply(model, choice, inputs, inplace=True)
+    rounded = copy.deepcopy(model), pickle.loads(pickle.dumps(model)), nn.Sequential(model)
+    for one in (model, *rounded):
+        tries = [
+            lambda: mp.profile(one, inputs, ["w4a8"]),  # noqa: B023
+            lambda: mp.verify(one, inputs, answer),  # noqa: B023
+            lambda: mp.search(one, inputs, ["w4a8"], {"bops": "100%"}),  # noqa: B023
+            lambda: mp.apply(one, choice, inputs),  # noqa: B023
+            lambda: mp.apply(one, choice, inputs, inplace=True),  # noqa: B023
+            lambda: mp.quantized(one, choice, inputs).__enter__(),  # noqa: B023
+            lambda: Quantizer(one, {}),  # noqa: B023
+        ]
+        for attempt in tries:
+            with pytest.raises(ModelError, match=r"quantized in place already.*restore"):
+                attempt()
+    with pytest.raises(ModelError, match="quantized in place"):
+        mp.profile(model[0], inputs, ["w4a8"])
+    restore(model)
+    assert not any("_mpsearch_quantized" in module.__dict__ for module in model.modules())
+    assert mp.verify(model, inputs, answer).allocation == answer.verification.allocation
+    with mp.quantized(model, choice, inputs):
+        copied = copy.deepcopy(model)  # of a context, which puts everything back by itself
+    assert not torch.equal(copied(inputs), model(inputs))
+
+
 def test_a_quantized_copy_of_a_picklable_model_can_be_pickled() -> None:
     model, inputs = build("sequential")
     choice = {"0": "w4a8", "2": "w:mxfp4/a:mxfp8_e4m3", "4": "w4a4"}
