@@ -86,6 +86,8 @@ def apply(
     dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
     if dataset is None and (correct_bias or reestimate_batchnorm):
         raise InputError("correct_bias and reestimate_batchnorm measure the model: give data")
+    if dataset is None and calibration != "minmax":
+        raise InputError(f"calibration={calibration!r} chooses ranges on data: give data")
     changed = model if inplace else copy.deepcopy(model)
     rule = RangeRule(calibration, percentile)
     quantizer = _quantizer(changed, allocation, dataset, rule)

@@ -232,3 +232,9 @@ def test_a_forgotten_model_quantized_in_place_is_freed() -> None:
     del model
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile"])
+def test_a_calibration_method_without_data_is_refused(method: str) -> None:
+    with pytest.raises(InputError, match="give data"):
+        mp.apply(nn.Sequential(nn.Linear(2, 2)), {"0": "w4a8"}, calibration=method)
