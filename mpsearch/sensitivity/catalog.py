@@ -85,7 +85,7 @@ def build(name: str, settings: dict[str, Any]) -> Estimator:
     ]
     unknown = sorted(set(settings) - set(known_settings))
     if unknown:
-        raise UnknownNameError(f"setting of {name}", unknown[0], known_settings)
+        raise UnknownNameError(f"setting of estimator {name}", unknown[0], known_settings)
     try:
         estimator: Estimator = made(**settings)
     except (TypeError, ValueError) as error:
