@@ -191,7 +191,7 @@ def test_a_neighbour_budget_starts_from_the_last_answer_and_agrees_with_a_fresh_
 def test_time_runs_out_with_the_best_answer_so_far_and_a_bound_below_it():
     rng = np.random.default_rng(14)
     problem = random_problem(rng, 20_000, 8, 3)
-    found = solve(problem, gap=0, time_limit=0.5)
+    found = solve(problem, gap=0, time_limit=1e-3)
     assert found.status in {"feasible", "unknown"}
     if found.objective is not None and found.bound is not None:
         assert found.bound <= found.objective
