@@ -74,7 +74,8 @@ def test_auto_needs_two_candidates(net, data):
         mp.profile(net, data, OPTIONS, "auto", candidates="kurtosis")
 
 
-def test_command_prints_a_table_saves_and_draws(tmp_path, capsys):
+def test_command_prints_a_table_saves_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(SystemExit) as ended:
         main(
             [
