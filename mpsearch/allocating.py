@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,17 @@ from mpsearch.errors import (
     MismatchError,
     UnknownNameError,
 )
+from mpsearch.posing import Monotone, problem_of
 from mpsearch.refusing import least_use, refuse, refuse_below_least
 from mpsearch.schemas import Allocation, BudgetUse, Costs, Frontier, FrontierPoint, Profile
 from mpsearch_solvers import (
     BackendError,
     MethodError,
-    PeakRows,
-    Problem,
     ProblemError,
     Solution,
     solve,
 )
 from mpsearch_solvers import frontier as solve_frontier
-from mpsearch_solvers.problem import Interactions
 
 __all__ = [
     "Monotone",
@@ -44,7 +42,6 @@ __all__ = [
     "translated",
 ]
 
-Monotone = Literal["keep", "clamp"]
 _ANSWERED = {"optimal", "feasible"}
 
 
@@ -91,7 +88,7 @@ def allocate(
     budgets = parse_budgets(budget)
     offered = _offered(profile, costs, [b.resource for b in budgets])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
-    problem = _problem(profile, costs, limits, monotone, offered)
+    problem = problem_of(profile, costs, limits, monotone, offered)
     with translated():
         solution = solve(
             problem,
@@ -145,7 +142,7 @@ def frontier(
     offered = _offered(profile, costs, [resource, *(b.resource for b in budgets)])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
     unlimited = {resource: costs.extreme(resource, offered, least=False)}
-    problem = _problem(profile, costs, unlimited | limits, monotone, offered)
+    problem = problem_of(profile, costs, unlimited | limits, monotone, offered)
     with translated():
         solutions = list(solve_frontier(problem, resource, points, unsupported=unsupported))
     if solutions and solutions[0].status not in _ANSWERED:
@@ -283,58 +280,6 @@ def _offered(profile: Profile | None, costs: Costs, limited: Sequence[str]) -> N
             + "; offer another option, or skip its layers"
         )
     return offered
-
-
-def _problem(
-    profile: Profile,
-    costs: Costs,
-    limits: Mapping[str, float],
-    monotone: Monotone,
-    offered: NDArray[np.bool_],
-) -> Problem:
-    rows = {}
-    for resource in set(limits) & set(costs.peaks):
-        cost, base = costs.peak_rows(resource)
-        names = tuple(step.name for step in costs.peaks[resource])
-        rows[resource] = PeakRows(names, cost, base)
-    return Problem.from_arrays(
-        profile.loss if monotone == "keep" else _clamped(profile, costs),
-        costs={resource: costs.values[resource] for resource in limits if resource not in rows},
-        limits=dict(limits),
-        names=profile.groups,
-        options=profile.options,
-        allowed=offered,
-        rows=rows,
-        interactions=_interactions(profile, offered),
-    )
-
-
-def _interactions(profile: Profile, offered: NDArray[np.bool_]) -> Interactions | None:
-    """List the pairs of choices that cost more or less together than apart."""
-    if profile.interactions is None:
-        return None
-    width = len(profile.options)
-    usable = np.outer(offered.ravel(), offered.ravel())
-    first, second = np.nonzero(np.triu(np.where(usable, profile.interactions, 0.0), 1))
-    return Interactions(
-        groups=np.stack([first // width, second // width], axis=1),
-        options=np.stack([first % width, second % width], axis=1),
-        loss=profile.interactions[first, second],
-    )
-
-
-def _clamped(profile: Profile, costs: Costs) -> NDArray[np.float64]:
-    """Make losses non-increasing in weight memory (or the first resource that adds up)."""
-    if not costs.values:
-        raise InputError("clamping orders options by cost, and no resource adds up over groups")
-    price = costs.values.get("weight_memory", next(iter(costs.values.values())))
-    loss = profile.loss.copy()
-    for row in range(len(profile.groups)):
-        columns = np.flatnonzero(profile.offered[row])
-        order = columns[np.argsort(price[row, columns], kind="stable")]
-        # Going down from the dearest, no cheaper option may look better than a dearer one.
-        loss[row, order] = np.maximum.accumulate(loss[row, order][::-1])[::-1]
-    return loss
 
 
 def _allocation(
