@@ -87,6 +87,11 @@ class FloatGrid:
             return self.top
         return float("inf") if self.specials == "ieee" else float("nan")
 
+    def values(self) -> tuple[float, ...]:
+        """Return every finite value in ascending order, zero once."""
+        positives = self.positives()
+        return (*(-value for value in reversed(positives)), 0.0, *positives)
+
     def positives(self) -> list[float]:
         """Return every positive finite value in ascending order."""
         values, steps = [], 2**self.mantissa
@@ -149,8 +154,7 @@ class Minifloat(Scaled):
         """Return every finite value in ascending order, up to 8 bits."""
         if self.bits > 8:
             return None
-        positives = self.grid.positives()
-        return (*(-value for value in reversed(positives)), 0.0, *positives)
+        return self.grid.values()
 
     def kernel(self) -> BlockKernel:
         """Return the floating-point rounding kernel."""

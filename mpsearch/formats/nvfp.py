@@ -71,8 +71,7 @@ class NvFloat4(Format):
 
     def value_grid(self) -> tuple[float, ...] | None:
         """Return every element value in ascending order, in units of the block scale."""
-        positives = self.grid.positives()
-        return (*(-value for value in reversed(positives)), 0.0, *positives)
+        return self.grid.values()
 
     def kernel(self) -> BlockKernel:
         """Return the two-level kernel."""
