@@ -15,10 +15,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mpsearch.errors import InputError
+
 __all__ = ["Estimate", "interpolate"]
 
 Origin = Literal["measured", "modelled", "given", "roofline", "interpolated", "extrapolated"]
 TOLERANCE = 1e-9
+LEAST_EXPONENT, GREATEST_EXPONENT = np.log(np.finfo(np.float64).tiny), np.log(np.finfo(float).max)
 Floats = NDArray[np.float64]
 
 
@@ -48,6 +51,9 @@ def interpolate(sizes: Floats, costs: Floats, wanted: Floats) -> Estimate:
     Returns:
         The estimate. With one measured shape the cost grows in proportion to the product of
         all sizes, which is flagged as extrapolated like everything outside the range.
+
+    Raises:
+        InputError: The law through the measurements leaves the range of float64 at this shape.
     """
     points, at = np.log(sizes), np.log(wanted)
     same = np.flatnonzero(np.abs(points - at).max(axis=1, initial=0.0) < TOLERANCE)
@@ -68,7 +74,21 @@ def interpolate(sizes: Floats, costs: Floats, wanted: Floats) -> Estimate:
         )
     else:
         value = _scattered(points - centre, logarithms, offset)
+    if not LEAST_EXPONENT < value < GREATEST_EXPONENT:
+        raise InputError(_too_far(sizes, wanted))
     return Estimate(float(np.exp(value)), "interpolated" if inside else "extrapolated")
+
+
+def _too_far(sizes: Floats, wanted: Floats) -> str:
+    measured = " x ".join(
+        f"{low:g} to {high:g}"
+        for low, high in zip(sizes.min(axis=0), sizes.max(axis=0), strict=True)
+    )
+    asked = " x ".join(f"{size:g}" for size in wanted)
+    return (
+        f"costs measured at sizes {measured} vary too steeply to tell that of the shape asked for "
+        f"{asked}; measure a shape nearer to it"
+    )
 
 
 def _directions(centred: Floats) -> Floats:
