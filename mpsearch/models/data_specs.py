@@ -8,6 +8,8 @@ text:FILE?tokenizer=FOLDER&length=128           lines or windows of tokens
 synthetic?count=64&shape=3x32x32&steps=100      data-free: made from the model alone
 package.module:factory                          the caller's own code; only where that is allowed
 ```
+
+`upload:NAME` stands for a file or folder that was handed in, as in model specs.
 """
 
 from __future__ import annotations
@@ -133,11 +135,12 @@ def load_data_spec(
 
     Returns:
         A DataSet, or whatever the caller's own factory returned.
-
-    Raises:
-        UnknownNameError: It names nothing that is known.
-        DataError: The factory made text.
     """
+    with policy.paths_unsaid():
+        return _loaded(text, policy, model, seed)
+
+
+def _loaded(text: str, policy: SpecPolicy, model: NamedModel | None, seed: int) -> Any:  # noqa: ANN401
     head, mark, query = text.partition("?")
     prefix, colon, rest = head.partition(":")
     if prefix in _SCHEMES:

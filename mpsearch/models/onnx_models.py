@@ -54,7 +54,7 @@ def load_onnx(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
         raise ModelError(f"{path} has functions of its own, which onnx2torch cannot convert")
     try:
         proto = onnx.load_model_from_string(path.read_bytes())
-        form, notes = _input_form(path, proto)
+        form, notes = _input_form(spec.body, proto)
         _refuse_unknown_operators(path, proto)
         _rename_nodes(proto)
         module: nn.Module = convert(proto)
@@ -71,7 +71,7 @@ def load_onnx(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
     return NamedModel(spec.text, module, form, notes)
 
 
-def _input_form(path: Path, proto: ModelProto) -> tuple[InputForm | None, tuple[str, ...]]:
+def _input_form(path: str, proto: ModelProto) -> tuple[InputForm | None, tuple[str, ...]]:
     stored = {each.name for each in proto.graph.initializer}
     entered = [each for each in proto.graph.input if each.name not in stored]
     if len(entered) != 1:
@@ -82,7 +82,7 @@ def _input_form(path: Path, proto: ModelProto) -> tuple[InputForm | None, tuple[
     notes: tuple[str, ...] = ()
     if sizes and sizes[0] > 0:
         notes = (
-            f"{path.name} was exported for batches of {sizes[0]}; other sizes may be refused by "
+            f"{path} was exported for batches of {sizes[0]}; other sizes may be refused by "
             "the model, so export it with a dynamic batch axis",
         )
     # Integers may be token ids, but the file does not say below what.

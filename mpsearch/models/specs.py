@@ -7,14 +7,19 @@ FILE.onnx                               converted (see onnx_models)
 FILE.pt2                                a torch.export archive; only where trusted (see exported)
 package.module:factory                  the caller's own code; only where that is allowed
 ```
+
+Wherever a file or folder may stand, `upload:NAME` stands for one that whoever calls `load_spec` put
+into `SpecPolicy.files`, such as `torchvision:resnet18@upload:mine.safetensors` or
+`upload:net.onnx`: a service lets its callers name what they stored without naming a path.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +49,15 @@ class SpecPolicy:
     Attributes:
         allow_code: Whether `package.module:factory` may import and run the caller's own code.
         allow_paths: Whether a spec may name files and folders.
-        trusted: Whether the caller vouches for `.pt2` archives, which torch loads by pickle.
+        trusted: Whether the caller vouches for `.pt2` archives, whose graph is a program.
+        files: Name -> file or folder that `upload:NAME` stands for. The name's suffix says what
+            the file is; the path may have any. Such files need no `allow_paths`.
     """
 
     allow_code: bool = False
     allow_paths: bool = False
     trusted: bool = False
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def path(self, text: str) -> Path:
         """Turn the text of a spec into a path.
@@ -62,11 +70,41 @@ class SpecPolicy:
 
         Raises:
             InputError: Paths are not allowed here.
+            UnknownNameError: No file of this name was handed in.
         """
+        prefix, colon, name = text.partition(":")
+        if colon and prefix == UPLOAD:
+            if name not in self.files:
+                raise UnknownNameError("uploaded file", name, self.files)
+            return self.files[name]
         if not self.allow_paths:
             raise InputError(f"{text!r} names a file or folder, which is not allowed here")
         return Path(text).expanduser()
 
+    @contextmanager
+    def paths_unsaid(self) -> Iterator[None]:
+        """Context in which errors call uploaded files by their names instead of their paths.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: As inside, with the paths of `files` replaced.
+        """
+        try:
+            yield
+        except InputError as error:
+            said = str(error)
+            # The longest first: a file's path may begin with a folder's.
+            for name, path in sorted(self.files.items(), key=lambda item: -len(str(item[1]))):
+                said = said.replace(str(path), f"{UPLOAD}:{name}")
+            if said != str(error):
+                error.args = (said,)
+            raise
+
+
+UPLOAD = "upload"
+"""What stands before the colon of a file that the caller of `load_spec` handed in."""
 
 LOCAL = SpecPolicy(allow_code=True, allow_paths=True)
 """What the library and the command line allow: the caller's own files and code."""
@@ -202,11 +240,13 @@ def load_spec(text: str, policy: SpecPolicy = LOCAL) -> NamedModel:
     Returns:
         The model in evaluation mode, called by its spec.
 
-    Raises:
-        UnknownNameError: It names nothing that is known.
-        ModelError: The caller's factory made no module.
     """
-    spec = ModelSpec.parse(text)
+    with policy.paths_unsaid():
+        return _loaded(ModelSpec.parse(text), policy)
+
+
+def _loaded(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
+    text = spec.text
     if spec.scheme:
         named = _SCHEMES[spec.scheme](spec, policy)
     elif spec.body in _ARCHITECTURES:
