@@ -1,0 +1,1 @@
+"""Uploaded and produced bytes, stored under their own hash."""

@@ -1,0 +1,87 @@
+"""What the service asks of its blob store: bytes under the name of their own hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["Blob", "BlobStore"]
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Stored bytes.
+
+    Attributes:
+        sha256: Of the content, in hex; its name.
+        size: Bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+class BlobStore(Protocol):
+    """Content-addressed storage; what is there is complete, fsynced and never changes."""
+
+    def put(self, chunks: Iterable[bytes], *, most: int | None = None) -> Blob:
+        """Store bytes as they come, without holding them in memory.
+
+        Args:
+            chunks: The content.
+            most: Largest size taken, bytes.
+
+        Returns:
+            What was stored.
+
+        Raises:
+            TooLargeError: There was more than `most`; nothing is kept.
+        """
+        ...
+
+    def put_file(self, path: Path) -> Blob:
+        """Store the content of a local file; the file may be moved away."""
+        ...
+
+    def read(self, sha256: str) -> Iterator[bytes]:
+        """Read a blob in chunks, checking its hash at the end.
+
+        Args:
+            sha256: Its name.
+
+        Returns:
+            The content in order.
+
+        Raises:
+            MissingBlobError: There is none.
+            DocumentError: The content is not what its name says.
+        """
+        ...
+
+    def local_path(self, sha256: str) -> Path:
+        """Give a read-only local file with the content, fetched first if it lies elsewhere.
+
+        Args:
+            sha256: Its name.
+
+        Returns:
+            The path; its name says nothing that a user chose.
+
+        Raises:
+            MissingBlobError: There is none.
+        """
+        ...
+
+    def delete_orphans(self, referenced: Iterable[str], *, older_than: float) -> list[str]:
+        """Delete blobs that nothing refers to.
+
+        Args:
+            referenced: Names in use.
+            older_than: Seconds; younger ones may be on their way to being referred to.
+
+        Returns:
+            The names deleted.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Claiming jobs and running them, each in a process that can be killed."""

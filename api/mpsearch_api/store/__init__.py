@@ -1,0 +1,1 @@
+"""The jobs table and what lies beside it: events, artifacts, uploads, keys."""

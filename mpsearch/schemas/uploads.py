@@ -1,0 +1,42 @@
+"""Uploaded files and what they stand for: models, data sets and cost tables of the service."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from mpsearch.schemas.document import Record
+
+__all__ = ["Stored", "StoredKind", "Upload"]
+
+StoredKind = Literal["model", "dataset", "hardware"]
+
+
+class Upload(Record):
+    """A file on its way in: bytes may be sent in parts and go on after an interruption."""
+
+    id: str
+    size: int = Field(ge=0, description="bytes announced")
+    offset: int = Field(ge=0, description="bytes received and kept")
+    sha256: str | None = Field(
+        default=None, description="announced or, once complete, computed; hex"
+    )
+    complete: bool = False
+    created: datetime
+
+
+class Stored(Record):
+    """An uploaded model, data set or cost table; jobs name it by its id."""
+
+    id: str
+    kind: StoredKind
+    name: str = Field(description="file name given by the uploader; only a label")
+    format: str = Field(description="safetensors, onnx, pt2, npz, json, yaml or csv")
+    architecture: str | None = Field(
+        default=None, description="for weights: what they belong to, such as torchvision:resnet18"
+    )
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(description="of the content, in hex")
+    created: datetime
