@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,7 @@ from mpsearch.models.data_specs import DataRequest, data_file_type
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.safetensors_header import Limits
 from mpsearch.models.weights_file import read_tensors
+from mpsearch.models.zip_file import open_member, opened_zip
 
 __all__ = ["load_npz", "load_safetensors_data", "read_npz"]
 
@@ -85,18 +87,23 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"no data file at {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_zip(path, MAX_ARRAYS) as archive:
             members = archive.infolist()
             _check_members(path, members)
             found = {}
             for member in members:
-                with archive.open(member) as file:
+                with open_member(archive, member) as file:
                     found[member.filename.removesuffix(".npy")] = _array(path, member, file)
             return found
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"{path} is no .npz file that can be read: {str(error)[:200]}") from error
-    except (RuntimeError, zipfile.LargeZipFile) as error:  # encrypted
-        raise DataError(f"{path} cannot be unpacked: {str(error)[:200]}") from error
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -3,7 +3,7 @@
 ```text
 digits                                          the bundled example
 FILE.npz  FILE.safetensors                      arrays `inputs`, `targets`, `held_out_…`
-images:FOLDER?size=224&mean=0.5&std=0.5         a folder of images, one sub-folder per class
+images:FOLDER?size=224&mean=0.5&std=0.5         images, one sub-folder per class; also FILE.zip
 text:FILE?tokenizer=FOLDER&length=128           lines or windows of tokens
 synthetic?count=64&shape=3x32x32&steps=100      data-free: made from the model alone
 package.module:factory                          the caller's own code; only where that is allowed

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mpsearch.errors import ModelError
+from mpsearch.models.zip_file import opened_zip
 
 __all__ = ["ExportedArchive", "read_archive"]
 
@@ -80,7 +81,7 @@ def read_archive(path: Path) -> ExportedArchive:
     if not path.is_file():
         raise ModelError(f"no archive at {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_zip(path, MAX_MEMBERS) as archive:
             root = _check_members(path, archive.infolist())
             program = _json(path, archive, f"{root}/models/model.json")
             version = program.get("schema_version", {}).get("major")

@@ -1,10 +1,8 @@
-"""`images:FOLDER`: a folder of images with labels, one sub-folder per class."""
+"""`images:FOLDER` and `images:FILE.zip`: images with labels, one sub-folder per class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,15 +11,14 @@ from torch import Tensor
 from mpsearch.errors import DataError, DependencyError, InputError
 from mpsearch.models.data_specs import DataRequest, data_scheme, whole_number
 from mpsearch.models.dataset import DataSet
+from mpsearch.models.image_files import image_files, labels_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["load_images"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-MAX_IMAGES = 100_000
 MAX_VALUES = 2**30
 MAX_PIXELS = 64 * 2**20
 SETTINGS = {"size", "resize", "mean", "std", "channels", "batch"}
@@ -36,10 +33,10 @@ def load_images(request: DataRequest) -> DataSet:
     sub-folder whose name is a whole number gives that number, if all do.
 
     Args:
-        request: The folder, and the settings `size` (of the square crop, 224 unless the model says
-            otherwise), `resize` (shorter side before the crop, `size` by default), `mean` and
-            `std` (one number or one per channel, separated by commas; 0 and 1 by default),
-            `channels` (3 or 1) and `batch`.
+        request: The folder or ZIP file, and the settings `size` (of the square crop, 224 unless
+            the model says otherwise), `resize` (shorter side before the crop, `size` by default),
+            `mean` and `std` (one number or one per channel, separated by commas; 0 and 1 by
+            default), `channels` (3 or 1) and `batch`.
 
     Returns:
         Images float32 `[n, channels, size, size]` with int64 labels.
@@ -64,13 +61,14 @@ def load_images(request: DataRequest) -> DataSet:
     if channels == 2 or resize < size:
         raise InputError(f"data {request.text!r}: channels are 1 or 3, and resize >= size")
     mean, std = (_per_channel(request, name, channels) for name in ("mean", "std"))
-    files, labels = _files(request.path)
-    if len(files) * channels * size * size > MAX_VALUES:
-        raise DataError(f"{len(files)} images of {size} x {size} are too many to hold in memory")
-    inputs = torch.empty(len(files), channels, size, size)
-    for row, file in enumerate(files):
-        with _opened(file) as image:
-            inputs[row] = _pixels(image, file, channels, size, resize)
+    with image_files(request.path) as files:
+        if len(files) * channels * size * size > MAX_VALUES:
+            raise DataError(f"{len(files)} images of {size} x {size} are too many for memory")
+        labels = labels_of(files)
+        inputs = torch.empty(len(files), channels, size, size)
+        for row, each in enumerate(files):
+            with each.open() as file, _opened(each.name, file) as image:
+                inputs[row] = _pixels(image, each.name, channels, size, resize)
     inputs = (inputs - mean) / std
     targets = None if labels is None else torch.tensor(labels)
     return DataSet(
@@ -92,55 +90,25 @@ def _per_channel(request: DataRequest, name: str, channels: int) -> Tensor:
     return tensor[:, None, None]
 
 
-def _files(folder: Path) -> tuple[list[Path], list[int] | None]:
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}")
-    classes = sorted(each.name for each in folder.iterdir() if each.is_dir())
-    if not classes:
-        files = list(_images(folder))
-        labels = None
-    else:
-        numbers = all(name.isascii() and name.isdigit() for name in classes)
-        places = {name: int(name) if numbers else i for i, name in enumerate(classes)}
-        pairs = [(file, places[name]) for name in classes for file in _images(folder / name)]
-        files, labels = [file for file, _ in pairs], [label for _, label in pairs]
-    if not files:
-        raise DataError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
-    if len(files) > MAX_IMAGES:
-        raise DataError(f"{folder} has {len(files):,} images; at most {MAX_IMAGES:,} are read")
-    return files, labels
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    root = folder.resolve()
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in SUFFIXES or not file.is_file():
-            continue
-        # A link could make a stranger's archive show any file of this machine.
-        if root not in file.resolve().parents:
-            raise DataError(f"{file} links to a file outside its folder")
-        yield file
-
-
-def _opened(file: Path) -> Image.Image:
+def _opened(name: str, file: IO[bytes]) -> Image.Image:
     from PIL import Image
 
     try:
         image = Image.open(file, formats=FORMATS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is no image that can be read: {str(error)[:120]}") from error
+        raise DataError(f"{name} is no image that can be read: {str(error)[:120]}") from error
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{file} has {image.width} x {image.height} pixels, too many to unpack")
+        raise DataError(f"{name} has {image.width} x {image.height} pixels, too many to unpack")
     return image
 
 
-def _pixels(image: Image.Image, file: Path, channels: int, size: int, resize: int) -> Tensor:
+def _pixels(image: Image.Image, name: str, channels: int, size: int, resize: int) -> Tensor:
     from PIL.Image import Resampling
 
     try:
         shown = image.convert("RGB" if channels == 3 else "L")
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file} cannot be unpacked: {str(error)[:120]}") from error
+        raise DataError(f"{name} cannot be unpacked: {str(error)[:120]}") from error
     scale = resize / min(shown.size)
     width, height = (max(size, round(side * scale)) for side in shown.size)
     shown = shown.resize((width, height), Resampling.BILINEAR)
