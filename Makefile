@@ -1,4 +1,4 @@
-# make search | test | check | bench   (make help explains)
+# make search | test | check | bench | serve | image   (make help explains)
 # Needs Python 3.11 or newer, make, and a package registry; everything else is installed in .venv.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help search test check format bench clean
+.PHONY: help search serve test chaos check format bench image clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,8 +22,14 @@ search: $(STAMP)  ## run a real search on the bundled example; results in out/
 	$(BIN)/mpsearch search digits-resnet --data digits --options w2a8,w3a8,w4a8,w6a8,w8a8 \
 	  --estimator measured_loss --budget weight_memory=0.12x --out out
 
+serve: $(STAMP)  ## run the job service on http://127.0.0.1:8000; its files in mpsearch-data/
+	$(BIN)/mpsearch serve
+
 test: $(STAMP)  ## run every test this machine can, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+chaos: $(STAMP)  ## the service under random kills, in long: about ten minutes
+	MPSEARCH_TEST_CHAOS=long $(BIN)/python -m pytest tests/mpsearch_api/chaos
 
 check: $(STAMP)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -36,8 +42,11 @@ format: $(STAMP)  ## rewrite files in the house format
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## measure what is claimed about speed
-	for name in formats engine solvers solvers_quadratic sensitivity; do \
+	for name in formats engine solvers solvers_quadratic sensitivity service; do \
 	  $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+image:  ## build the Docker image mpsearch:latest (needs a Docker engine)
+	docker build --tag mpsearch:latest .
 
 clean:  ## remove the environment and everything generated
 	rm -rf $(VENV) out build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,24 @@
+"""Print the pins of constraints.txt for an image: standard input to standard output.
+
+Torch's pin may be replaced (argument 1), and torch's own packages are left to torch: a CPU build has
+none of them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+
+def main() -> None:
+    """Copy the pins, torch's replaced if a version is given."""
+    version = sys.argv[1] if len(sys.argv) > 1 else ""
+    for line in sys.stdin:
+        name = re.split(r"[=<>!~ ;]", line, maxsplit=1)[0]
+        if version and name == "torchvision":
+            continue  # pip finds the one that belongs to the torch asked for
+        sys.stdout.write(f"torch=={version}\n" if version and name == "torch" else line)
+
+
+if __name__ == "__main__":
+    main()
