@@ -15,6 +15,7 @@ from torch import Tensor
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.data_specs import DataRequest, data_file_type
 from mpsearch.models.dataset import DataSet
+from mpsearch.models.fields import FieldTensor, pack_fields
 from mpsearch.models.safetensors_header import Limits
 from mpsearch.models.weights_file import read_tensors
 from mpsearch.models.zip_file import open_member, opened_zip
@@ -163,6 +164,13 @@ def _data_set(request: DataRequest, tensors: dict[str, Tensor]) -> DataSet:
     if len(named) == 1:
         named = {"inputs": next(iter(named.values()))}
     parts: dict[str, Tensor] = {}
+    for role in ("inputs", "held_out_inputs"):
+        # `inputs.NAME` is the argument NAME of the model.
+        fields = {name: named.pop(name) for name in list(named) if name.startswith(f"{role}.")}
+        if fields:
+            named[role] = pack_fields(
+                {name.removeprefix(f"{role}."): _typed(each, role) for name, each in fields.items()}
+            )
     for role, names in _ROLES.items():
         present = [name for name in names if name in named]
         if len(present) > 1:
@@ -170,7 +178,7 @@ def _data_set(request: DataRequest, tensors: dict[str, Tensor]) -> DataSet:
         if present:
             parts[role] = _typed(named.pop(present[0]), role)
     if named or "inputs" not in parts:
-        known = ", ".join(name for each in _ROLES.values() for name in each)
+        known = ", ".join([*(name for each in _ROLES.values() for name in each), "inputs.NAME"])
         shown = ", ".join(map(repr, tensors))[:200]
         raise DataError(f"{request.body} has the arrays {shown}; known are {known}")
     batch = request.settings.get("batch")
@@ -181,5 +189,5 @@ def _data_set(request: DataRequest, tensors: dict[str, Tensor]) -> DataSet:
 def _typed(tensor: Tensor, role: str) -> Tensor:
     """Give floats as float32, which models compute in, and class numbers as int64."""
     if tensor.is_floating_point():
-        return tensor.float()
+        return tensor if isinstance(tensor, FieldTensor) else tensor.float()
     return tensor.long() if role.endswith("targets") else tensor

@@ -24,7 +24,8 @@ class DataSet:
 
     Attributes:
         name: How the data set is called in reports.
-        inputs: Calibration inputs `[n, ...]`: layers are scored and ranges calibrated on these.
+        inputs: Calibration inputs `[n, ...]`: layers are scored and ranges calibrated on these. A
+            FieldTensor where the model takes several named tensors.
         targets: Their targets `[n, ...]`, or None.
         held_out_inputs: Inputs for verification `[m, ...]`, or None to verify on `inputs`.
         held_out_targets: Their targets, or None.
@@ -136,6 +137,8 @@ class DataSet:
             digest = hashlib.sha256()
             for tensor in (self.inputs, self.targets):
                 if tensor is not None:
+                    names = getattr(tensor, "fields", ())
+                    digest.update("".join(map(str, names)).encode())
                     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                     digest.update(tensor_bytes(tensor))
             self._digest.append(digest.hexdigest())

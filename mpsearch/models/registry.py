@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from mpsearch.models import (  # noqa: F401 - importing them registers their spe
     torchvision_models,
     transformers_models,
 )
+from mpsearch.models.batches import gathered
 from mpsearch.models.data_specs import known_data, load_data_spec
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.named import NamedModel
@@ -108,8 +109,9 @@ def as_data(
     """Turn what the caller gave into a data set.
 
     Args:
-        data: A spec (see `mpsearch.models.data_specs`); a DataSet; inputs; `(inputs, targets)`; or
-            an iterable of such batches, a DataLoader for example, which is read once into memory.
+        data: A spec (see `mpsearch.models.data_specs`); a DataSet; or what
+            `mpsearch.models.batches` gathers: inputs, `(inputs, targets)`, named inputs, or an
+            iterable of such batches, a DataLoader for example, which is read once into memory.
         policy: What a spec may do.
         model: The model that the data is for; `synthetic` data is made from it.
         samples: Draw so many of the calibration inputs; None for all.
@@ -119,7 +121,7 @@ def as_data(
         The data set.
     """
     made = load_data_spec(data, policy, model, seed) if isinstance(data, str) else data
-    found = _collected(made)
+    found = made if isinstance(made, DataSet) else gathered(made)
     return found if samples is None else found.sample(samples, seed)
 
 
@@ -148,45 +150,3 @@ def check_fit(named: NamedModel, data: DataSet) -> None:
             f"data {data.name!r} has the label {largest}, but {named.name} has {classes} classes, "
             "numbered from 0"
         )
-
-
-def _collected(data: DataSet | Tensor | Iterable[Any]) -> DataSet:
-    if isinstance(data, DataSet):
-        return data
-    if isinstance(data, Tensor):
-        return DataSet("inputs", data)
-    if _is_batch(data):
-        return DataSet("inputs", data[0], data[1])
-    return _gathered(data)
-
-
-def _is_batch(data: object) -> TypeGuard[tuple[Tensor, Tensor | None]]:
-    return (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and isinstance(data[0], Tensor)
-        and isinstance(data[1], (Tensor, type(None)))
-    )
-
-
-def _gathered(batches: Iterable[Any]) -> DataSet:
-    inputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    for batch in batches:
-        if isinstance(batch, Tensor):
-            inputs.append(batch)
-        elif _is_batch(batch) and batch[1] is not None:
-            inputs.append(batch[0])
-            targets.append(batch[1])
-        else:
-            raise DataError(
-                f"a batch must be a tensor or (inputs, targets), not {type(batch).__name__}"
-            )
-    if not inputs:
-        raise DataError("the data set is empty: it gave no batch")
-    if targets and len(targets) != len(inputs):
-        raise DataError("some batches have targets and some have none")
-    largest = max(1, *(len(batch) for batch in inputs))
-    return DataSet(
-        "batches", torch.cat(inputs), torch.cat(targets) if targets else None, batch_size=largest
-    )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
+from mpsearch.models.fields import FieldTensor, unpack_fields
 
 __all__ = ["evaluation_mode", "forward"]
 
@@ -39,7 +40,7 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
 
     Args:
         model: The model.
-        inputs: One batch.
+        inputs: One batch; a FieldTensor is passed as the arguments that it names.
 
     Returns:
         The output itself, its `logits`, or the first tensor of a tuple or mapping.
@@ -49,12 +50,16 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
         DataError: The model refuses inputs of this shape.
     """
     try:
-        output: Any = model(inputs)
+        output: Any = (
+            model(**unpack_fields(inputs)) if isinstance(inputs, FieldTensor) else model(inputs)
+        )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        shown = f"of shape {tuple(inputs.shape)} ({inputs.dtype})"
+        if isinstance(inputs, FieldTensor):
+            shown = "; ".join(map(str, inputs.fields))
         raise DataError(
-            f"{type(model).__name__} does not accept inputs of shape {tuple(inputs.shape)} "
-            f"({inputs.dtype}): {first_line}"
+            f"{type(model).__name__} does not accept inputs {shown}: {first_line}"
         ) from error
     found = getattr(output, "logits", output)
     if isinstance(found, Mapping):

@@ -23,7 +23,13 @@ from mpsearch.models.specs import ModelSpec, SpecPolicy, scheme
 from mpsearch.models.transformers_folder import CheckedFolder, check_folder
 from mpsearch.models.weights_file import check_finite
 
-__all__ = ["PaddingMask", "SentenceEncoder", "load_sentence_encoder", "load_transformers"]
+__all__ = [
+    "PaddingMask",
+    "SentenceEncoder",
+    "ShiftedDecoder",
+    "load_sentence_encoder",
+    "load_transformers",
+]
 
 TOKENS = 32
 """Length of the token inputs that synthetic data has."""
@@ -51,6 +57,32 @@ class PaddingMask:
             mask = ids != self._padding
             if not bool(mask.all()):
                 kwargs = kwargs | {"attention_mask": mask.long()}
+        return args, kwargs
+
+
+class ShiftedDecoder:
+    """Forward pre-hook for encoder-decoders that are called with token ids alone.
+
+    The decoder then reads the same tokens behind its start token, as in training it would read the
+    wanted ones (teacher forcing).
+    """
+
+    def __init__(self, start: int) -> None:
+        """Remember the token.
+
+        Args:
+            start: Id of the token that the decoder starts with.
+        """
+        self._start = start
+
+    def __call__(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add the decoder's tokens, unless the caller gave more than token ids and a mask."""
+        ids = args[0] if args else kwargs.get("input_ids")
+        if len(args) <= 1 and isinstance(ids, Tensor) and not any("decoder" in k for k in kwargs):
+            start = ids.new_full((len(ids), 1), self._start)
+            kwargs = kwargs | {"decoder_input_ids": torch.cat([start, ids[:, :-1]], dim=1)}
         return args, kwargs
 
 
@@ -98,12 +130,17 @@ def load_transformers(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
         policy: Has to allow paths.
 
     Returns:
-        The model; called with token ids alone, it masks padding itself.
+        The model; called with token ids alone, it masks padding itself, and an encoder-decoder
+        gives its decoder the same tokens.
     """
     module, folder, notes = _load(spec, policy)
     padding = _padding(folder.config)
     if padding is not None:
         module.register_forward_pre_hook(PaddingMask(padding), with_kwargs=True)
+    start = folder.config.get("decoder_start_token_id")
+    if folder.config.get("is_encoder_decoder") and type(start) is int:
+        module.register_forward_pre_hook(ShiftedDecoder(start), with_kwargs=True)
+        notes = (*notes, f"{spec.text}: given token ids alone, its decoder reads the same tokens")
     return NamedModel(spec.text, module, _inputs(folder.config), notes)
 
 
