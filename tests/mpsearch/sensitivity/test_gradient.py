@@ -73,3 +73,74 @@ def test_a_dead_layer_scores_zero_and_is_named(net, data):
     row = found.groups.index("conv")
     assert found.loss[row, 0] == 0
     assert any("conv" in text and "zero" in text for text in found.warnings)
+
+
+def test_elementwise_adds_up_magnitudes(net, exact, data):
+    found = mp.profile(net, data, ["w3"], "gradient_deviation", elementwise=True)
+    signed = mp.profile(net, data, ["w3"], "gradient_deviation")
+    for row, layer in enumerate(found.groups):
+        weight = exact.weight(layer)
+        moved = weight - get("int3").fake_quantize(weight)
+        truth = (exact.gradient(layer) * moved).abs().sum().item()
+        assert found.loss[row, 0] == pytest.approx(truth, rel=1e-6)
+    assert (found.loss > signed.loss).all()
+
+
+def quantized_everywhere(net, bits):
+    return {
+        f"{name}.weight": get(f"int{bits}").fake_quantize(module.weight.detach(), channel_axis=0)
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "kl_to_float"])
+def test_gradients_at_the_quantized_point_are_those_of_the_quantized_model(net, exact, data, loss):
+    found = mp.profile(net, data, ["w3", "w4"], "gradient_deviation", at="quantized", loss=loss)
+    with torch.no_grad():
+        log_p = net(exact.inputs).log_softmax(1)
+
+    def compared(output):
+        if loss == "cross_entropy":
+            return nn.functional.cross_entropy(output, exact.targets)
+        log_q = output.log_softmax(1)
+        return nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+    for column, bits in enumerate((3, 4)):
+        point = quantized_everywhere(net, bits)
+        for row, layer in enumerate(found.groups):
+            own = f"{layer}.weight"
+            slope = jacrev(
+                lambda w, own=own, point=point: compared(
+                    functional_call(net, {**point, own: w}, (exact.inputs,))
+                )
+            )(point[own])
+            truth = (slope * (exact.weight(layer) - point[own])).sum().abs().item()
+            assert found.loss[row, column] == pytest.approx(truth, rel=1e-5, abs=1e-12)
+
+
+def test_rounded_activations_pass_gradients_straight_through(net, exact, data):
+    found = mp.profile(net, data, ["w:float/a:int4"], "gradient_deviation", at="quantized")
+    quantize = {
+        name: get("int4").quantizer(*found.activation_ranges[name])
+        for name in ("conv", "grouped", "point", "head")
+    }
+
+    def rounded(name, values):
+        return values + (quantize[name](values.detach()) - values.detach())
+
+    x = exact.inputs.clone()
+    x = torch.tanh(net.conv(rounded("conv", x)))
+    x = nn.functional.silu(net.grouped(rounded("grouped", x)))
+    x = torch.tanh(net.point(rounded("point", x))).mean(dim=(2, 3)).detach().requires_grad_()
+    at = quantize["head"](x.detach()).requires_grad_()
+    (slope,) = torch.autograd.grad(nn.functional.cross_entropy(net.head(at), exact.targets), at)
+    truth = (slope * (x.detach() - at.detach())).sum().abs().item()
+    row = found.groups.index("head")
+    assert found.loss[row, 0] == pytest.approx(truth, rel=1e-6)
+    assert found.loss[found.groups.index("conv"), 0] > 0
+
+
+def test_another_point_is_refused(net, data):
+    with pytest.raises(mp.errors.InputError, match="quantized"):
+        mp.profile(net, data, ["w4"], "gradient_deviation", at="middle")
