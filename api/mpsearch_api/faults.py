@@ -8,7 +8,8 @@ MpsearchError
     ├── QuotaError           429   too many open jobs, too many bytes, too many requests
     ├── TooLargeError        413   more bytes than are taken
     ├── MissingBlobError     404   stored bytes that are not there
-    └── NotAllowedError      403   the key lacks the scope
+    ├── NotAllowedError      403   the key lacks the scope
+    └── UnavailableError     503   the database or the blob store does not answer
 ```
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "ServiceError",
     "StateError",
     "TooLargeError",
+    "UnavailableError",
 ]
 
 
@@ -84,3 +86,10 @@ class NotAllowedError(ServiceError):
 
     status = 403
     title = "Not allowed"
+
+
+class UnavailableError(ServiceError):
+    """The database or the blob store does not answer; whether a write took place is unknown."""
+
+    status = 503
+    title = "Unavailable"

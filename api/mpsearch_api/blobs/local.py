@@ -1,0 +1,173 @@
+"""Blobs as files of this machine: written aside, fsynced, then renamed to their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mpsearch.errors import DocumentError
+from mpsearch_api.blobs.port import Blob
+from mpsearch_api.faults import MissingBlobError, TooLargeError
+
+__all__ = ["CHUNK_BYTES", "LocalBlobs", "check_name"]
+
+CHUNK_BYTES = 1 << 20
+NAME = re.compile(r"[0-9a-f]{64}")
+
+
+def check_name(sha256: str) -> str:
+    """Let only hashes through, so that no text of a user becomes part of a path.
+
+    Args:
+        sha256: What should be a hash in hex.
+
+    Returns:
+        It.
+
+    Raises:
+        MissingBlobError: It is none, so there is no blob of that name.
+    """
+    if NAME.fullmatch(sha256) is None:
+        raise MissingBlobError(f"{sha256[:70]!r} is not the sha256 of a blob")
+    return sha256
+
+
+class LocalBlobs:
+    """A folder of blobs: `content/ab/abcd…` and, on their way in, `incoming/…`.
+
+    Args:
+        folder: Where; made if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._content = folder / "content"
+        self._incoming = folder / "incoming"
+        for part in (self._content, self._incoming):
+            part.mkdir(parents=True, exist_ok=True)
+        # Content that was hashed since this process began, by what tells a file's state.
+        self._checked: set[tuple[int, ...]] = set()
+
+    def put(self, chunks: Iterable[bytes], *, most: int | None = None) -> Blob:
+        """See `port.BlobStore.put`."""
+        partial = self._incoming / secrets.token_hex(16)
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            with partial.open("xb") as file:
+                for chunk in chunks:
+                    size += len(chunk)
+                    if most is not None and size > most:
+                        raise TooLargeError(f"more than {most} bytes; that is the most taken")
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            name = digest.hexdigest()
+            self._publish(partial, name)
+        finally:
+            partial.unlink(missing_ok=True)
+        return Blob(name, size)
+
+    def put_file(self, path: Path) -> Blob:
+        """See `port.BlobStore.put_file`; the file stays where it is."""
+        with path.open("rb") as file:
+            return self.put(iter(lambda: file.read(CHUNK_BYTES), b""))
+
+    def read(self, sha256: str) -> Iterator[bytes]:
+        """See `port.BlobStore.read`."""
+        path = self._existing(sha256)
+        return self._chunks(path, sha256)
+
+    def local_path(self, sha256: str) -> Path:
+        """See `port.BlobStore.local_path`; hashed once per process and state of the file."""
+        path = self._existing(sha256)
+        found = path.stat()
+        state = (int(sha256, 16), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if state not in self._checked:
+            for _chunk in self._chunks(path, sha256):
+                pass
+            self._checked.add(state)
+        return path
+
+    def delete_orphans(self, referenced: Iterable[str], *, older_than: float) -> list[str]:
+        """See `port.BlobStore.delete_orphans`; also removes what writers left behind."""
+        used = set(referenced)
+        limit = time.time() - older_than
+        old = [
+            path
+            for path in self._content.glob("*/*")
+            if path.name not in used and _changed(path) < limit
+        ]
+        gone = [path.name for path in old if self._discard(path, limit)]
+        for path in self._incoming.iterdir():
+            if _changed(path) < limit:
+                path.unlink(missing_ok=True)
+        return gone
+
+    def _discard(self, path: Path, limit: float) -> bool:
+        """Delete a blob, unless somebody stored it again since we looked."""
+        aside = self._incoming / secrets.token_hex(16)
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return False
+        if _changed(aside) >= limit:
+            # `_publish` touched it before the rename, and counts on it.
+            aside.rename(path)
+            return False
+        aside.unlink()
+        return True
+
+    def _publish(self, partial: Path, name: str) -> None:
+        path = self._path(name)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            # It is there already: seems young again to a clean-up that runs now.
+            os.utime(path)
+        except FileNotFoundError:
+            partial.chmod(stat.S_IRUSR | stat.S_IRGRP)
+            partial.rename(path)
+            _sync_folder(path.parent)
+            _sync_folder(self._content)
+
+    def _chunks(self, path: Path, sha256: str) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
+        if digest.hexdigest() != sha256:
+            raise DocumentError(
+                f"blob {sha256} is damaged: its content has sha256 {digest.hexdigest()}; restore "
+                "it from a backup, or upload it again"
+            )
+
+    def _existing(self, sha256: str) -> Path:
+        path = self._path(check_name(sha256))
+        if not path.is_file():
+            raise MissingBlobError(f"there is no blob {sha256}")
+        return path
+
+    def _path(self, name: str) -> Path:
+        return self._content / name[:2] / name
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
