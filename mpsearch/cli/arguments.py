@@ -46,11 +46,11 @@ __all__ = [
 
 MODEL_HELP = (
     "Model: digits-resnet, efficientnet-lite0, torchvision:NAME[@WEIGHTS.safetensors], "
-    "transformers:FOLDER, FILE.onnx, FILE.pt2 (with --trusted), or package.module:factory (your "
+    "timm:NAME[@WEIGHTS.safetensors], transformers:FOLDER, FILE.onnx, FILE.pt2 (with --trusted), or package.module:factory (your "
     "own code)."
 )
 DATA_HELP = (
-    "Data: digits, FILE.npz, FILE.safetensors, images:FOLDER, text:FILE?tokenizer=FOLDER, "
+    "Data: digits, FILE.npz, FILE.safetensors, images:FOLDER (or FILE.zip), text:FILE?tokenizer=FOLDER, "
     "synthetic (data-free), or package.module:factory (your own code)."
 )
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
@@ -66,7 +66,7 @@ SamplesOption = Annotated[
 ]
 TrustedOption = Annotated[
     bool,
-    typer.Option("--trusted", help="You vouch for the .pt2 archive: loading one runs its pickles."),
+    typer.Option("--trusted", help="You vouch for the .pt2 archive, whose graph is a program."),
 ]
 OptionsOption = Annotated[
     str,

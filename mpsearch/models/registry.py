@@ -19,6 +19,7 @@ from mpsearch.models import (  # noqa: F401 - importing them registers their spe
     onnx_models,
     synthetic,
     text_file,
+    timm_models,
     torchvision_models,
     transformers_models,
 )

@@ -16,6 +16,7 @@ into `SpecPolicy.files`, such as `torchvision:resnet18@upload:mine.safetensors` 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ from mpsearch.models.named import InputForm, NamedModel
 from mpsearch.models.weights_file import load_weights
 
 __all__ = [
+    "DOWNLOADS_VARIABLE",
     "LOCAL",
+    "UPLOAD",
     "ModelSpec",
     "SpecPolicy",
     "architecture",
@@ -50,6 +53,7 @@ class SpecPolicy:
         allow_code: Whether `package.module:factory` may import and run the caller's own code.
         allow_paths: Whether a spec may name files and folders.
         trusted: Whether the caller vouches for `.pt2` archives, whose graph is a program.
+        allow_downloads: Whether `transformers:ORGANIZATION/NAME` may be fetched from the hub.
         files: Name -> file or folder that `upload:NAME` stands for. The name's suffix says what
             the file is; the path may have any. Such files need no `allow_paths`.
     """
@@ -57,6 +61,7 @@ class SpecPolicy:
     allow_code: bool = False
     allow_paths: bool = False
     trusted: bool = False
+    allow_downloads: bool = False
     files: Mapping[str, Path] = field(default_factory=dict)
 
     def path(self, text: str) -> Path:
@@ -106,7 +111,14 @@ class SpecPolicy:
 UPLOAD = "upload"
 """What stands before the colon of a file that the caller of `load_spec` handed in."""
 
-LOCAL = SpecPolicy(allow_code=True, allow_paths=True)
+DOWNLOADS_VARIABLE = "MPSEARCH_ALLOW_DOWNLOADS"
+"""Environment variable by which the user of library or command line allows downloads: 1."""
+
+LOCAL = SpecPolicy(
+    allow_code=True,
+    allow_paths=True,
+    allow_downloads=os.environ.get(DOWNLOADS_VARIABLE) == "1",
+)
 """What the library and the command line allow: the caller's own files and code."""
 
 Maker = Callable[[], nn.Module]

@@ -50,7 +50,7 @@ def check_folder(path: Path) -> CheckedFolder:
             for code, another model, kernels or sizes that are not accepted.
     """
     if not path.is_dir():
-        raise ModelError(f"{path} is no folder; models are never downloaded, so give a local one")
+        raise ModelError(f"{path} is no folder")
     config = read_json_object(path / "config.json")
     for place, key, value in _walk(config):
         reason = _objection(key, value)

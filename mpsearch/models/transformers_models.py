@@ -1,7 +1,7 @@
 """`transformers:FOLDER` and `sentence-transformers:FOLDER`: models saved by Hugging Face's tools.
 
 Read are `config.json` and safetensors. Code that comes with a model is never run, pickled weights
-are never read, and nothing is downloaded.
+are never read, and nothing is downloaded unless the policy allows it (`transformers_hub`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mpsearch.models.json_file import read_json, read_json_object
 from mpsearch.models.named import InputForm, NamedModel
 from mpsearch.models.specs import ModelSpec, SpecPolicy, scheme
 from mpsearch.models.transformers_folder import CheckedFolder, check_folder
+from mpsearch.models.transformers_hub import model_folder
 from mpsearch.models.weights_file import check_finite
 
 __all__ = [
@@ -158,7 +159,7 @@ def load_sentence_encoder(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
     Raises:
         ModelError: It pools in another way, or has modules of other types.
     """
-    path = policy.path(spec.body)
+    path = model_folder(spec.body, policy)
     normalized = _is_normalized(path)
     pooling = read_json_object(path / "1_Pooling" / "config.json")
     used = [key for key, value in pooling.items() if key.startswith("pooling_mode") and value]
@@ -209,7 +210,7 @@ def _load(
     """
     if spec.weights is not None:
         raise ModelError(f"{spec.text}: the folder carries its own weights; leave out @…")
-    folder = check_folder(policy.path(spec.body))
+    folder = check_folder(model_folder(spec.body, policy))
     try:
         import transformers
     except ImportError as error:

@@ -31,7 +31,8 @@ def load_weights(model: nn.Module, path: str | Path, limits: Limits = DEFAULT_LI
     stand_in = _check_fit(type(model).__name__, wanted, read_header(path, limits).tensors, path)
     found = read_tensors(path, limits)
     check_finite(found, str(path))
-    model.load_state_dict(found | {name: found[other] for name, other in stand_in.items()})
+    tied = {name: found[other] for name, other in stand_in.items()}
+    model.load_state_dict(wanted | found | tied)
 
 
 def read_tensors(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, torch.Tensor]:
@@ -72,13 +73,16 @@ def _check_fit(
     """
     missing = [name for name in wanted if name not in found]
     stand_in = {}
+    present = [name for name in found if name in wanted]
     for name in missing:
         tensor = wanted[name]
-        for other in found:
-            if other in wanted and tensor.numel() and _same_storage(wanted[other], tensor):
+        for other in present:
+            if tensor.numel() and _same_storage(wanted[other], tensor):
                 stand_in[name] = other
                 break
-    problems = [f"missing {name}" for name in missing if name not in stand_in]
+    # Counts training steps, nothing reads it in evaluation, and older files lack it.
+    needed = [name for name in missing if name.rpartition(".")[2] != "num_batches_tracked"]
+    problems = [f"missing {name}" for name in needed if name not in stand_in]
     problems += [f"unexpected {name}" for name in found if name not in wanted]
     problems += [
         f"{name} has shape {found[name].shape}, the model wants {tuple(wanted[name].shape)}"

@@ -54,7 +54,7 @@ def test_a_name_that_is_taken_or_unclear_is_not_registered(name: str) -> None:
         ("@w.safetensors", "NAME@WEIGHTS"),
         ("digits-resnet@none.safetensors", "no weights file"),
         ("torchvision:resnet5", "did you mean"),
-        ("transformers:/nowhere/at/all", "never downloaded"),
+        ("transformers:/nowhere/at/all", "not downloaded unless"),
         ("meta-llama/Llama-3", "unknown model"),
         ("no_such_package_x:make", "cannot import"),
         ("builtins:int", "not a torch.nn.Module"),
