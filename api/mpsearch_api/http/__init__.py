@@ -1,1 +1,5 @@
-"""The routes, and what every request passes on its way to one."""
+"""The HTTP face of the service."""
+
+from mpsearch_api.http.app import create_app
+
+__all__ = ["create_app"]

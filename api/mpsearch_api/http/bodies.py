@@ -1,0 +1,79 @@
+"""Request bodies read without surprises: a size limit, one media type, and strict JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from mpsearch_api.solving.json_text import parse_json
+
+__all__ = ["StrictRoute", "limited_body"]
+
+
+async def limited_body(request: Request, most: int) -> bytes:
+    """Read a body whole, up to a size; a length announced beyond it is refused unread.
+
+    Args:
+        request: The request.
+        most: Bytes.
+
+    Returns:
+        The body.
+
+    Raises:
+        HTTPException: 413, there is more.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:18]) > most:
+        raise HTTPException(413, f"a body of {announced[:18]} bytes; at most {most:,} are taken")
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in Request.stream(request):
+        size += len(chunk)
+        if size > most:
+            raise HTTPException(413, f"the body has more than {most:,} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+class _StrictRequest(Request):
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._body = await limited_body(self, self.app.state.service.settings.body_bytes)
+        return self._body
+
+    async def json(self) -> Any:  # noqa: ANN401
+        body = await self.body()
+        try:
+            return parse_json(body)
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"the body cannot be read: {error}") from error
+
+
+class StrictRoute(APIRoute):
+    """A route whose JSON body is read as above; another media type is answered with 415."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the route's handler.
+
+        Returns:
+            The handler.
+        """
+        handle = super().get_route_handler()
+        has_body = self.body_field is not None
+
+        async def strict(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if has_body and kind != "application/json":
+                given = f"not {kind!r}" if kind else "and none is given"
+                raise HTTPException(415, f"the Content-Type must be application/json, {given}")
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict

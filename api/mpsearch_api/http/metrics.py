@@ -1,0 +1,39 @@
+"""What Prometheus reads of the service."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Counters of one server process; those of running jobs are the dispatcher's."""
+
+    def __init__(self) -> None:
+        """Start every counter at nothing."""
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "mpsearch_http_request_seconds",
+            "Time from request to the last byte of the answer; streams and waits are left out",
+            ["method", "route", "status"],
+            registry=self.registry,
+            buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10),
+        )
+        self.solves = Histogram(
+            "mpsearch_solve_seconds",
+            "Time of synchronous solves, queueing included",
+            ["outcome"],
+            registry=self.registry,
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+        self.jobs = Gauge(
+            "mpsearch_jobs", "Jobs by status; queued is the queue's depth", ["status"],
+            registry=self.registry,
+        )  # fmt: skip
+
+    def text(self) -> bytes:
+        """Write everything in the exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""Synchronous solving in processes of their own, without torch."""
