@@ -1,0 +1,1 @@
+"""Allocations in the languages of other tools."""
