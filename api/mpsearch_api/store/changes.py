@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import selectors
+import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from mpsearch_api.faults import UnavailableError
+from mpsearch_api.store.bells import Bell, make_bell
 from mpsearch_api.store.database import Database
 from mpsearch_api.store.tables import jobs
 
@@ -18,8 +22,8 @@ __all__ = ["Changes"]
 
 logger = logging.getLogger(__name__)
 
-# Between looks at the database.
-POLL_SECONDS = 0.1
+# Jobs asked about in one query; far below what either database takes.
+MOST_NAMES = 1000
 
 
 @dataclass(eq=False)
@@ -27,6 +31,7 @@ class _Watch:
     job: str
     after: int
     wake: Callable[[], None]
+    looked: bool = False
     changed: bool = False
 
 
@@ -41,9 +46,12 @@ class Changes:
         self._database = database
         self._lock = threading.Lock()
         self._watches: set[_Watch] = set()
-        self._looking: threading.Thread | None = None
-        self._awake = threading.Event()
+        self._thread: threading.Thread | None = None
         self._closed = False
+        # Written to when somebody begins to wait, so that the thread looks at once.
+        self._poked, self._poke = socket.socketpair()
+        self._poked.setblocking(False)
+        self._poke.setblocking(False)
 
     def wait(self, job: str, after: int, timeout: float) -> bool:
         """Block until a job has changed.
@@ -82,8 +90,8 @@ class Changes:
         happened = asyncio.Event()
 
         def wake() -> None:
-            # The loop may have been closed since: then nobody waits there any more.
-            if not loop.is_closed():
+            # The loop may be closed by now: then nobody waits there any more.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(happened.set)
 
         watch = _Watch(job, after, wake)
@@ -100,14 +108,18 @@ class Changes:
     def close(self) -> None:
         """Let all who wait go, and end the thread."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             waiting = list(self._watches)
-            looking = self._looking
+            thread = self._thread
         for watch in waiting:
             watch.wake()
-        self._awake.set()
-        if looking is not None:
-            looking.join()
+        self._nudge()
+        if thread is not None:
+            thread.join()
+        self._poked.close()
+        self._poke.close()
 
     def _add(self, watch: _Watch) -> None:
         with self._lock:
@@ -115,40 +127,65 @@ class Changes:
                 watch.wake()
                 return
             self._watches.add(watch)
-            if self._looking is None:
-                self._looking = threading.Thread(
-                    target=self._look, name="mpsearch-changes", daemon=True
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="mpsearch-changes", daemon=True
                 )
-                self._looking.start()
-        self._awake.set()
+                self._thread.start()
+        self._nudge()
 
     def _remove(self, watch: _Watch) -> None:
         with self._lock:
             self._watches.discard(watch)
 
-    def _look(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    return
-                watches = list(self._watches)
-            if not watches:
-                self._awake.wait()
-                self._awake.clear()
-                continue
+    def _nudge(self) -> None:
+        # Full: it was poked a thousand times and has not looked yet. Closed: nobody will.
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._poke.send(b".")
+
+    def _run(self) -> None:
+        bell: Bell | None = None
+        while not self._closed:
             try:
-                self._check(watches)
-            except UnavailableError as error:
-                logger.warning("cannot look for changes: %s", error)
-            self._awake.wait(POLL_SECONDS)
-            self._awake.clear()
+                if bell is None:
+                    bell = make_bell(self._database)
+                self._look(bell)
+            except Exception:
+                # Whatever it was, those who wait wait on; their own time limits hold.
+                logger.exception("cannot look for changes of jobs; trying again")
+                time.sleep(1.0)
+        if bell is not None:
+            bell.close()
+
+    def _look(self, bell: Bell) -> None:
+        with self._lock:
+            watches = list(self._watches)
+        heard = bool(watches) and bell.heard()
+        asked = watches if heard else [watch for watch in watches if not watch.looked]
+        self._check(asked)
+        self._sleep(bell, bell.interval if watches else None)
+
+    def _sleep(self, bell: Bell, seconds: float | None) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._poked, selectors.EVENT_READ)
+            descriptor = bell.fileno()
+            if descriptor is not None:
+                selector.register(descriptor, selectors.EVENT_READ)
+            selector.select(seconds)
+        with contextlib.suppress(BlockingIOError):
+            while self._poked.recv(4096):
+                continue
 
     def _check(self, watches: Sequence[_Watch]) -> None:
-        names = {watch.job for watch in watches}
-        query = select(jobs.c.id, jobs.c.last_event).where(jobs.c.id.in_(names))
-        with self._database.read() as connection:
-            last = {row.id: row.last_event for row in connection.execute(query)}
+        names = sorted({watch.job for watch in watches})
+        last: dict[str, int] = {}
+        for start in range(0, len(names), MOST_NAMES):
+            some = names[start : start + MOST_NAMES]
+            query = select(jobs.c.id, jobs.c.last_event).where(jobs.c.id.in_(some))
+            with self._database.read() as connection:
+                last |= {row.id: row.last_event for row in connection.execute(query)}
         for watch in watches:
+            watch.looked = True
             if last.get(watch.job, watch.after + 1) > watch.after:
                 watch.changed = True
                 watch.wake()

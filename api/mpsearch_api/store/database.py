@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
@@ -86,6 +87,14 @@ class Database:
         if self.postgres:
             return float(connection.execute(DATABASE_CLOCK).scalar_one())
         return time.time()
+
+    def connect_driver(self) -> Any:  # noqa: ANN401 (its type depends on the database)
+        """Open a connection of the driver's own kind, outside the pool; the caller closes it."""
+        pooled = self.engine.raw_connection()
+        connection = pooled.driver_connection
+        assert connection is not None
+        pooled.detach()
+        return connection
 
     def close(self) -> None:
         """Close the connections that nobody holds."""

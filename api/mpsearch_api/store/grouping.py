@@ -53,19 +53,22 @@ class GroupCommit(Generic[Item, Result]):
         ticket: _Ticket[Item, Result] = _Ticket(item)
         with self._changed:
             self._waiting.append(ticket)
-        while not ticket.done:
-            with self._changed:
-                while self._busy and not ticket.done:
-                    self._changed.wait()
-                if ticket.done:
-                    break
-                self._busy = True
-                group = self._waiting[: self._most]
-                del self._waiting[: self._most]
+        while (group := self._next_group(ticket)) is not None:
             self._commit(group)
         if isinstance(ticket.result, Exception):
             raise ticket.result
         return ticket.result  # type: ignore[return-value]
+
+    def _next_group(self, ticket: _Ticket[Item, Result]) -> list[_Ticket[Item, Result]] | None:
+        """Wait until the ticket is done (None), or until it falls to this thread to commit."""
+        with self._changed:
+            self._changed.wait_for(lambda: ticket.done or not self._busy)
+            if ticket.done:
+                return None
+            self._busy = True
+            group = self._waiting[: self._most]
+            del self._waiting[: self._most]
+            return group
 
     def _commit(self, group: list[_Ticket[Item, Result]]) -> None:
         results: Sequence[Result | Exception]

@@ -19,6 +19,7 @@ from mpsearch.schemas.jobs import (
 from mpsearch_api.faults import StateError
 from mpsearch_api.store import cursor as cursors
 from mpsearch_api.store import leases
+from mpsearch_api.store.bells import announce
 from mpsearch_api.store.database import Database
 from mpsearch_api.store.grouping import GroupCommit
 from mpsearch_api.store.ids import is_id
@@ -143,6 +144,7 @@ class SqlJobs:
             if row.status not in ENDED:
                 raise StateError(f"job {job} is {row.status}; cancel it before deleting it")
             connection.execute(delete(jobs).where(jobs.c.number == row.number))
+            announce(connection)
             return True
 
     def claim(self, worker: str, lease: float, *, most_attempts: int = 3) -> Claim | None:
@@ -159,7 +161,7 @@ class SqlJobs:
         with self._database.read() as connection:
             now = self._database.now(connection)
             queued = select(jobs.c.number).where(jobs.c.status == "queued").limit(1)
-            late = select(jobs.c.number).where(jobs.c.lease_until < now).limit(1)
+            late = select(jobs.c.number).where(jobs.c.lease_until <= now).limit(1)
             return (
                 connection.execute(queued).first() is not None
                 or connection.execute(late).first() is not None

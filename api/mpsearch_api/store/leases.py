@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select, update
 
 from mpsearch.schemas.jobs import Artifact, Failure, JobStatus
+from mpsearch_api.store.bells import announce
 from mpsearch_api.store.history import append, status_event, update_event
 from mpsearch_api.store.port import Claim, Update
 from mpsearch_api.store.rows import State, advance, claim_of, dump_artifacts
@@ -48,6 +49,7 @@ def change_status(
         .returning(*jobs.c)
     ).one()
     append(connection, row.number, now, [status_event(number, now, attempt, status, message[:512])])
+    announce(connection)
     return changed
 
 
@@ -111,7 +113,7 @@ def expire(connection: Connection, most_attempts: int, now: float) -> list[str]:
     """
     rows = connection.execute(
         select(jobs)
-        .where(jobs.c.status == "running", jobs.c.lease_until < now)
+        .where(jobs.c.status == "running", jobs.c.lease_until <= now)
         .order_by(jobs.c.number)
         .with_for_update(skip_locked=True)
     ).all()
@@ -239,6 +241,7 @@ def report(connection: Connection, claim: Claim, updates: Sequence[Update], now:
             .values(last_event=row.last_event + len(added), state=state.model_dump_json())
         )
         append(connection, row.number, now, added)
+        announce(connection)
     return True
 
 
