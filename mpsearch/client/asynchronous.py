@@ -90,9 +90,9 @@ class AsyncClient:
         """Close the connections."""
         await self._driver.http.aclose()
 
-    async def ready(self) -> bool:
+    async def ready(self) -> None:
         """As `Client.ready`."""
-        return await self._driver.run(self._operations.ready())
+        await self._driver.run(self._operations.ready())
 
     async def upload_model(
         self,

@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Self, TypeVar
 
-import anyio
-import anyio.to_thread
 import httpx2
 
 from mpsearch.client.link import FAILURES, arguments, head_of, link_error
@@ -127,8 +125,12 @@ class _AsyncLink:
                 except FAILURES as error:
                     raise link_error(error) from error
             case Sleep(seconds):
+                import anyio
+
                 return await anyio.sleep(seconds)
             case Work(function):
+                import anyio.to_thread
+
                 return await anyio.to_thread.run_sync(function)
         raise AssertionError(f"no such step: {step}")
 

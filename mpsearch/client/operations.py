@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from mpsearch.client.answers import checked, decoded, parsed
 from mpsearch.client.errors import AnswerError
 from mpsearch.client.requests import Budgets, made
-from mpsearch.client.retrying import Backoff, Retries, passing, sent
-from mpsearch.client.steps import Call, Emit, Flow, LinkError, call_of, sent_once
+from mpsearch.client.retrying import Backoff, Retries, sent
+from mpsearch.client.steps import Call, Emit, Flow, call_of
 from mpsearch.client.watching import Follow, follow
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Job, JobRequest, JobStatus, Page, ResolveRequest
@@ -366,27 +366,18 @@ class Operations:
             return  # an earlier try was carried out, and only its answer was lost
         checked(answer, call)
 
-    def ready(self) -> Flow[bool]:
-        """Ask once whether the service takes requests.
+    def ready(self) -> Flow[None]:
+        """Ask once, without trying again, whether the service takes requests.
 
         Yields:
             The steps.
 
         Returns:
-            False where it gives no answer, or says that it cannot serve now.
-
-        Raises:
-            ServiceError: Something else answers.
+            Nothing.
         """
         call = call_of("GET", "/readyz")
-        try:
-            answer = yield from sent_once(call)
-        except LinkError:
-            return False
-        if passing(answer):
-            return False
-        checked(answer, call)
-        return True
+        once = Backoff(replace(self.retries, patience=0.0), self.server)
+        checked((yield from sent(call, once)), call)
 
 
 def problem_of(given: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:

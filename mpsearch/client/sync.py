@@ -91,9 +91,13 @@ class Client:
         """Close the connections."""
         self._driver.http.close()
 
-    def ready(self) -> bool:
-        """Ask once whether the service takes requests; False where nothing answers."""
-        return self._driver.run(self._operations.ready())
+    def ready(self) -> None:
+        """Ask once, without trying again, whether the service takes requests.
+
+        Raises:
+            UnreachableError: It gives no answer, or says that it cannot serve now.
+        """
+        self._driver.run(self._operations.ready())
 
     def upload_model(
         self,
