@@ -16,7 +16,7 @@ from rich.table import Table
 from mpsearch.cli import arguments as args
 from mpsearch.cli.arguments import JsonOption
 from mpsearch.cli.console import print_document, progress_bars, show
-from mpsearch.errors import InputError
+from mpsearch.errors import InputError, UnknownNameError
 from mpsearch.hardware.csv_tables import ColumnMapping, import_csv
 from mpsearch.hardware.device import Device, device, known_devices
 from mpsearch.hardware.importers import IMPORTERS, import_published
@@ -24,6 +24,8 @@ from mpsearch.hardware.lookup import as_hardware
 from mpsearch.hardware.table import CostTable
 
 __all__ = ["hardware_app"]
+
+BACKENDS = ("onnxruntime", "torch")
 
 hardware_app = typer.Typer(
     help="List the devices, or check, show and import cost tables.", no_args_is_help=False
@@ -171,9 +173,20 @@ def measure_command(
     model: args.ModelArgument,
     data: args.DataOption,
     out: OutFile,
-    options: args.OptionsOption = "float,w8a8,w:bf16/a:bf16",
+    options: args.OptionsOption = "float,w8a8",
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            help="onnxruntime: kernels inside the running model, with what lies between layers; "
+            "torch: each layer's kernel alone.",
+        ),
+    ] = "onnxruntime",
     batch: Annotated[int, typer.Option("--batch", help="Inputs processed together.", min=1)] = 1,
-    samples: Annotated[int, typer.Option("--samples", help="Samples of a kernel.", min=3)] = 15,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Times that every kernel is run.", min=3)
+    ] = 60,
+    threads: Annotated[int, typer.Option("--threads", help="Threads of a kernel.", min=1)] = 1,
     device_name: args.DeviceOption = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the table that --out holds already.")
@@ -181,33 +194,120 @@ def measure_command(
 ) -> None:
     """Time the real kernels of a model's layers on this machine.
 
-    Convolutions and linear layers on the CPU, in float, bfloat16 and int8 (torch's kernels).
-
     mpsearch hardware measure digits-resnet -d digits --out cpu.json
     """
-    if device_name != "cpu":
-        raise InputError(f"--device {device_name}: only cpu is measured so far")
     if out.exists() and not resume:
         raise InputError(f"{out} exists; add --resume to go on with it, or write elsewhere")
-    from mpsearch.hardware.measure import Timing, measure_cpu
+    if backend not in BACKENDS:
+        raise UnknownNameError("backend", backend, BACKENDS)
     from mpsearch.models.registry import as_data, as_model
 
     known = CostTable.load(out) if out.exists() else None
-    first = next(as_data(data).batches())[0]
+    named = as_model(model)
+    first = next(as_data(data, model=named).batches())[0]
+    menu = args.options_of(options)
     with progress_bars() as on_progress:
-        table = measure_cpu(
-            as_model(model).module,
-            first,
-            args.options_of(options),
-            batch=batch,
-            timing=Timing(samples=samples),
-            known=known,
-            save_to=out,
-            on_progress=on_progress,
-        )
+        if backend == "onnxruntime":
+            if device_name != "cpu":
+                raise InputError(
+                    f"--device {device_name}: onnxruntime is measured on the cpu; add "
+                    "--backend torch"
+                )
+            from mpsearch.hardware.measure_runtime import Rounds, measure_runtime
+
+            table = measure_runtime(
+                named.module,
+                first,
+                menu,
+                batch=batch,
+                rounds=Rounds(rounds=rounds, threads=threads),
+                known=known,
+                save_to=out,
+                on_progress=on_progress,
+            )
+        else:
+            from mpsearch.hardware.measure import Timing, measure_kernels
+
+            table = measure_kernels(
+                named.module,
+                first,
+                menu,
+                device=device_name,
+                batch=batch,
+                timing=Timing(rounds=rounds, threads=threads),
+                known=known,
+                save_to=out,
+                on_progress=on_progress,
+            )
     _show_table(table)
     show(_timings(table))
     show(f"wrote {len(table.entries)} rows to {out}")
+
+
+@hardware_app.command("check")
+def check_command(
+    model: args.ModelArgument,
+    data: args.DataOption,
+    table_file: Annotated[Path, typer.Option("--table", "-t", help="A table measured here.")],
+    result: Annotated[
+        list[Path],
+        typer.Option("--result", help="Also run this saved allocation; may be repeated."),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    mixed: Annotated[int, typer.Option("--mixed", help="Random allocations to run.", min=0)] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", help="Runs of every model.", min=3)] = 60,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random allocations.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare summed latencies with whole models that are really run, and keep the error.
+
+    Uniform and mixed allocations are run in ONNX Runtime. The largest error is written into the
+    table and goes with every latency budget from then on.
+
+    mpsearch hardware check digits-resnet -d digits --table cpu.json
+    """
+    from mpsearch.hardware.additivity import check_additivity
+    from mpsearch.hardware.measure_runtime import Rounds
+    from mpsearch.models.registry import as_data, as_model
+    from mpsearch.schemas import Allocation
+
+    table = CostTable.load(table_file)
+    named = as_model(model)
+    first = next(as_data(data, model=named).batches())[0]
+    saved = {path.parent.name or path.stem: Allocation.load(path).layers for path in result}
+    with progress_bars() as on_progress:
+        found = check_additivity(
+            named.module,
+            first,
+            table,
+            name=named.name,
+            further=saved,
+            seed=seed,
+            mixed=mixed,
+            rounds=Rounds(rounds=rounds, threads=int(table.conditions.get("threads", "1"))),
+            on_progress=on_progress,
+        )
+    others = [each for each in table.checks if each.model != named.name]
+    table.model_copy(update={"checks": [*others, *found.checks]}).save(table_file)
+    if as_json:
+        facts = [each.model_dump() | {"error": each.error} for each in found.checks]
+        sys.stdout.write(json.dumps({"checks": facts, "worst": found.worst}, indent=1) + "\n")
+        return
+    rows = _plain("allocation", "summed", "whole model", "error")
+    unit = table.units["latency"]
+    for each in found.checks:
+        rows.add_row(
+            each.allocation,
+            f"{each.predicted:.1f} {unit}",
+            f"{each.measured:.1f} {unit}",
+            f"{each.error:+.1%}",
+        )
+    show(rows)
+    show(
+        f"largest error {found.worst:.1%}, written to {table_file} as the tolerance of latency "
+        f"budgets; the reference product takes {found.pace:.2f}x what it took then"
+    )
+    if found.unpriced:
+        show(f"computed inside other kernels, or not measured: {', '.join(found.unpriced)}")
 
 
 def _timings(found: CostTable) -> Table:
@@ -279,6 +379,7 @@ def _show_table(found: CostTable) -> None:
         ("missing", "; ".join(f"{m.option}: {m.reason}" for m in found.unavailable) or "–"),
         ("from", found.provenance),
         ("licence", found.licence),
+        ("tolerance", ", ".join(f"{k} {v:.1%}" for k, v in found.tolerance.items()) or "unchecked"),
         *found.conditions.items(),
     ):
         table.add_row(f"[bold]{label}[/]", escape(text))

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.formats import Option
+from mpsearch.formats.integer import Integer
 from mpsearch.hardware.device import arithmetic_of
 
-__all__ = ["Kernel", "Unsupported", "int8_accumulation", "kernel_for"]
+__all__ = ["Kernel", "Unsupported", "int4_codes", "int8_accumulation", "kernel_for"]
 
 Kernel = Callable[[], Tensor]
+
+FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INT4_GROUPS = (32, 64, 128, 256)
+INT4_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ def kernel_for(module: nn.Module, inputs: Tensor, option: Option) -> Kernel | Un
     Args:
         module: The layer; not changed.
         inputs: What enters it, float32.
-        option: `float`, `w:bf16/a:bf16`, or `w8a8`.
+        option: `float`, `w:bf16/a:bf16`, `w8a8`, or for linear layers int4 weights in groups with
+            float or bf16 activations, such as `int4_g32`.
 
     Returns:
         A function that runs the operation once and nothing else, or why there is none.
@@ -45,9 +51,11 @@ def kernel_for(module: nn.Module, inputs: Tensor, option: Option) -> Kernel | Un
         return _run(copy.deepcopy(module).bfloat16(), inputs.bfloat16())
     if pair == ("int8", "int8"):
         return _int8(module, inputs)
+    if isinstance(option.weight, Integer) and option.weight.width == 4 and pair[1] in FLOATS:
+        return _int4(module, inputs.to(FLOATS[pair[1]]), option.weight)
     return Unsupported(
         f"no CPU kernel of torch is used for {pair[0]} weights with {pair[1]} activations; "
-        "measured are float, w:bf16/a:bf16 and w8a8"
+        "measured are float, w:bf16/a:bf16, w8a8, and int4_g32 to int4_g256 of linear layers"
     )
 
 
@@ -102,6 +110,52 @@ def _int8(module: nn.Conv2d | nn.Linear, inputs: Tensor) -> Kernel | Unsupported
         return result
 
     return kernel
+
+
+def _int4(module: nn.Module, inputs: Tensor, weight: Integer) -> Kernel | Unsupported:
+    """Weights in groups along the input, restored inside the product; activations stay float."""
+    if not isinstance(module, nn.Linear):
+        return Unsupported("torch multiplies by int4 weights in linear layers alone")
+    group = weight.block
+    if group not in INT4_GROUPS or weight.asymmetric or module.in_features % group:
+        return Unsupported(
+            f"torch's int4 product takes symmetric groups of {', '.join(map(str, INT4_GROUPS))} "
+            f"that divide the inputs ({module.in_features}), not {weight.name}"
+        )
+    if module.out_features % INT4_ROWS:
+        return Unsupported(
+            f"torch's int4 product takes a multiple of {INT4_ROWS} outputs, not "
+            f"{module.out_features}"
+        )
+    codes, scales = int4_codes(module.weight.detach().float(), group)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    factors = torch.stack([scales.t(), torch.zeros_like(scales.t())], dim=-1)
+    factors = factors.contiguous().to(inputs.dtype)
+    bias = None if module.bias is None else module.bias.detach().to(inputs.dtype)
+    rows = inputs.reshape(-1, module.in_features).contiguous()
+
+    def kernel() -> Tensor:
+        result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, group, factors)
+        return result if bias is None else result + bias
+
+    return kernel
+
+
+def int4_codes(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Round a weight to 4 bits in groups along the input, as torch's int4 products store it.
+
+    Args:
+        weight: Float32, outputs x inputs.
+        group: Inputs that share a scale.
+
+    Returns:
+        Codes 0 to 15, int32, outputs x inputs, which stand for code - 8 times the scale; and the
+        scales, float32, outputs x groups.
+    """
+    parts = weight.reshape(weight.shape[0], -1, group)
+    scales = parts.abs().amax(-1).clamp_min(1e-8) / 7
+    codes = (parts / scales[..., None]).round().clamp(-7, 7) + 8
+    return codes.to(torch.int32).reshape(weight.shape), scales
 
 
 def _affine(values: Tensor) -> tuple[float, int]:

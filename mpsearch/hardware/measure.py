@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,28 +17,15 @@ from mpsearch.engine.quantizer import layer_module
 from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Option
 from mpsearch.hardware.cpu_kernels import Kernel, Unsupported, int8_accumulation, kernel_for
-from mpsearch.hardware.shapes import shape_of
+from mpsearch.hardware.cuda_kernels import cuda_conditions, cuda_kernel_for, why_no_cuda
+from mpsearch.hardware.machine import processor
+from mpsearch.hardware.shapes import TIMED, layer_keys
 from mpsearch.hardware.table import CostTable
 from mpsearch.menu import parse_options
 from mpsearch.models.layers import Layer, evaluation_mode, find_layers, forward
 from mpsearch.progress import OnProgress, Progress, ignore_progress
 
-__all__ = ["Timing", "measure_cpu", "time_kernel"]
-
-KEYS = {
-    "conv2d": (
-        "in_channels",
-        "out_channels",
-        "groups",
-        "kernel_height",
-        "kernel_width",
-        "stride_height",
-        "stride_width",
-        "out_height",
-        "out_width",
-    ),
-    "linear": ("in_features", "out_features", "rows"),
-}
+__all__ = ["Timing", "measure_kernels", "time_kernels"]
 
 
 @dataclass(frozen=True)
@@ -46,119 +33,178 @@ class Timing:
     """How kernels are timed.
 
     Attributes:
-        samples: Samples of a kernel; the median counts.
+        rounds: Samples of every kernel; kernels take turns, round after round.
         sample_seconds: Shortest time of a sample; fast kernels run several times in one.
         warm_up: Runs that are not timed.
+        threads: Threads of a kernel on the CPU.
     """
 
-    samples: int = 15
-    sample_seconds: float = 0.002
+    rounds: int = 30
+    sample_seconds: float = 0.001
     warm_up: int = 3
+    threads: int = 1
 
 
 DEFAULT_TIMING = Timing()
+TOGETHER = 8
+"""Shapes whose kernels take turns; the table is saved after each such set."""
 
 
-def measure_cpu(
+def measure_kernels(
     model: nn.Module,
     inputs: Tensor,
     options: Sequence[str],
     *,
+    device: str = "cpu",
     batch: int = 1,
     timing: Timing = DEFAULT_TIMING,
     known: CostTable | None = None,
     save_to: Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> CostTable:
-    """Time the convolutions and linear layers of a model on this machine's CPU.
+    """Time torch's kernels for the convolutions and linear layers of a model, each alone.
 
-    Every shape is timed once, at as many threads as torch has. What enters a layer is what the
-    model feeds it. A layer's bias and the rounding of its int8 output are part of the kernel;
-    rounding its input is not, and nor is anything between layers.
+    Every shape is timed once. What enters a layer is what the model feeds it. A layer's bias and
+    the rounding of its int8 output on the CPU are part of the kernel; rounding its input is not,
+    and nor is anything between layers.
 
     Args:
         model: The model; unchanged afterwards.
         inputs: A batch that it accepts; its first input is repeated.
         options: Names of options; those without a kernel are listed as unavailable.
+        device: `cpu` or `cuda`.
         batch: Inputs processed together.
         timing: How to time.
         known: A table of this machine to go on with; what it holds is not timed again.
-        save_to: Where to save the table after every shape, so that nothing is lost.
-        on_progress: Called after every shape.
+        save_to: Where to save the table after every few shapes, so that little is lost.
+        on_progress: Called after every few shapes.
 
     Returns:
         The table, latency in microseconds, the spread being the distance of the quartiles.
 
     Raises:
         ModelError: The model has no layer that could be timed at any of the options.
-        InputError: `known` was measured on another machine or under other conditions.
+        InputError: `known` was measured on another machine or under other conditions, or there is
+            no such device.
     """
+    prepare = _preparer(device)
     menu = parse_options(options)
-    conditions = _conditions()
-    if known is not None and (known.conditions, known.batch) != (conditions, batch):
-        raise InputError(
-            f"the table to go on with was measured with {known.conditions} and batch "
-            f"{known.batch}, this is {conditions} and batch {batch}; write to another file"
-        )
-    first = inputs[:1].expand(batch, *inputs.shape[1:]).clone()
-    layers = [x for x in find_layers(model, (first[:1], None)).layers if x.kind in KEYS]
-    entered = _entered(model, first, [layer.name for layer in layers])
-    rows = {_place(entry): entry for entry in (known.model_dump()["entries"] if known else ())}
-    missing = {(m.op or "", m.option): m.reason for m in (known.unavailable if known else ())}
-    unique = {tuple(_shape(layer, batch).items()): layer for layer in layers}
-    for done, layer in enumerate(unique.values(), start=1):
-        module = layer_module(model, layer.name)
-        for option in menu:
-            entry = _entry(layer, batch, option)
-            if _place(entry) in rows:
-                continue
-            kernel = kernel_for(module, entered[layer.name], option)
-            if isinstance(kernel, Unsupported):
-                missing[layer.kind, option.name] = kernel.reason
-                continue
-            middle, spread = time_kernel(kernel, timing)
-            rows[_place(entry)] = entry | {
-                "values": {"latency": middle * 1e6},
-                "spread": {"latency": spread * 1e6},
-            }
-        if rows:
-            table = _table(list(rows.values()), missing, batch, conditions)
-            if save_to is not None:
-                table.save(save_to)
-        on_progress(Progress("measure", done, len(unique), layer.name))
+    with _threads(timing.threads):
+        conditions = _conditions(device)
+        if known is not None and (known.conditions, known.batch) != (conditions, batch):
+            raise InputError(
+                f"the table to go on with was measured with {known.conditions} and batch "
+                f"{known.batch}, this is {conditions} and batch {batch}; write to another file"
+            )
+        first = inputs[:1].expand(batch, *inputs.shape[1:]).clone()
+        layers = [x for x in find_layers(model, (first[:1], None)).layers if x.kind in TIMED]
+        entered = _entered(model, first, [layer.name for layer in layers])
+        rows = {_place(entry): entry for entry in (known.model_dump()["entries"] if known else ())}
+        missing = {(m.op or "", m.option): m.reason for m in (known.unavailable if known else ())}
+        unique = list({tuple(layer_keys(x, batch).items()): x for x in layers}.values())
+        for start in range(0, len(unique), TOGETHER):
+            some = unique[start : start + TOGETHER]
+            kernels: list[tuple[dict[str, Any], Kernel]] = []
+            for layer in some:
+                module = layer_module(model, layer.name)
+                for option in menu:
+                    entry = _entry(layer, batch, option)
+                    if _place(entry) in rows:
+                        continue
+                    kernel = prepare(module, entered[layer.name], option)
+                    if isinstance(kernel, Unsupported):
+                        missing[layer.kind, option.name] = kernel.reason
+                    else:
+                        kernels.append((entry, kernel))
+            times = time_kernels([kernel for _, kernel in kernels], timing, device)
+            for (entry, _), (seconds, spread) in zip(kernels, times, strict=True):
+                rows[_place(entry)] = entry | {
+                    "values": {"latency": seconds * 1e6},
+                    "spread": {"latency": spread * 1e6},
+                }
+            if rows and save_to is not None:
+                _table(list(rows.values()), missing, batch, conditions, device).save(save_to)
+            on_progress(Progress("measure", start + len(some), len(unique), some[-1].name))
     if not rows:
         raise ModelError(
             f"no layer of {type(model).__name__} can be timed at {', '.join(options)}: "
             + "; ".join(sorted(set(missing.values())) or ["it has no Conv2d or Linear"])
         )
-    return table
+    return _table(list(rows.values()), missing, batch, conditions, device)
 
 
-def time_kernel(kernel: Kernel, timing: Timing = DEFAULT_TIMING) -> tuple[float, float]:
-    """Time a kernel.
+def time_kernels(
+    kernels: Sequence[Kernel], timing: Timing = DEFAULT_TIMING, device: str = "cpu"
+) -> list[tuple[float, float]]:
+    """Time kernels in turn, so that a slow spell of the machine meets all of them.
 
     Args:
-        kernel: Runs once when called.
+        kernels: Each runs once when called.
         timing: How to time.
+        device: `cpu` or `cuda`.
 
     Returns:
-        Median seconds of a run, and the distance between the quartiles.
+        For each the tenth percentile of its seconds, and the distance between their quartiles.
+        On one CPU thread the clock is the thread's processor time.
     """
+    sample = _cuda_sample if device == "cuda" else _cpu_sample(timing.threads)
+    repeats, samples = [], []
     with torch.inference_mode():
-        for _ in range(timing.warm_up):
-            kernel()
-        started = time.perf_counter()
-        kernel()
-        once = time.perf_counter() - started
-        runs = max(1, round(timing.sample_seconds / max(once, 1e-7)))
-        samples = []
-        for _ in range(timing.samples):
-            started = time.perf_counter()
-            for _ in range(runs):
+        for kernel in kernels:
+            for _ in range(timing.warm_up):
                 kernel()
-            samples.append((time.perf_counter() - started) / runs)
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return middle, high - low
+            repeats.append(max(1, round(timing.sample_seconds / max(sample(kernel, 1), 1e-7))))
+            samples.append([0.0] * timing.rounds)
+        for turn in range(timing.rounds):
+            for kernel, runs, seconds in zip(kernels, repeats, samples, strict=True):
+                seconds[turn] = sample(kernel, runs)
+    return [
+        (float(np.percentile(s, 10)), float(np.subtract(*np.percentile(s, [75, 25]))))
+        for s in samples
+    ]
+
+
+def _cpu_sample(threads: int) -> Callable[[Kernel, int], float]:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+
+    def sample(kernel: Kernel, runs: int) -> float:
+        started = clock()
+        for _ in range(runs):
+            kernel()
+        return (clock() - started) / runs
+
+    return sample
+
+
+def _cuda_sample(kernel: Kernel, runs: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(runs):
+        kernel()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3 / runs
+
+
+def _preparer(device: str) -> Callable[[nn.Module, Tensor, Option], Kernel | Unsupported]:
+    if device == "cpu":
+        return kernel_for
+    if device != "cuda":
+        raise InputError(f"device {device!r} is not measured; cpu and cuda are")
+    if (reason := why_no_cuda()) is not None:
+        raise InputError(f"device cuda cannot be measured: {reason}")
+    return cuda_kernel_for
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _entered(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -185,16 +231,11 @@ def _entered(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> dict[str
     return found
 
 
-def _shape(layer: Layer, batch: int) -> dict[str, int]:
-    shape = shape_of(layer, batch)
-    return {key: shape[key] for key in KEYS[layer.kind]}
-
-
 def _entry(layer: Layer, batch: int, option: Option) -> dict[str, Any]:
     return {
         "layer": None,
         "op": layer.kind,
-        "shape": _shape(layer, batch),
+        "shape": layer_keys(layer, batch),
         "option": option.name,
     }
 
@@ -203,9 +244,11 @@ def _place(entry: Mapping[str, Any]) -> object:
     return entry["op"], tuple(sorted(entry["shape"].items())), entry["option"]
 
 
-def _conditions() -> dict[str, str]:
+def _conditions(device: str) -> dict[str, str]:
+    if device == "cuda":
+        return cuda_conditions()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "int8 engine": str(torch.backends.quantized.engine),
@@ -213,25 +256,17 @@ def _conditions() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _table(
     rows: list[dict[str, Any]],
     missing: Mapping[tuple[str, str], str],
     batch: int,
     conditions: dict[str, str],
+    device: str,
 ) -> CostTable:
     return CostTable.checked(
         {
-            "device": f"cpu: {conditions['processor']}",
-            "description": "kernels of torch, each alone; medians, spread between quartiles",
+            "device": f"{device}: {conditions['processor']}",
+            "description": "kernels of torch, each alone; spread between quartiles",
             "provenance": "measured on this machine by mpsearch hardware measure",
             "licence": "own",
             "origin": "measured",

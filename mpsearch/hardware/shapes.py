@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mpsearch.models.layer import Layer
 
-__all__ = ["STRUCTURAL", "shape_of", "structure"]
+__all__ = ["STRUCTURAL", "TIMED", "layer_keys", "shape_of", "structure"]
 
 STRUCTURAL = (
     "kernel_depth",
@@ -21,6 +21,36 @@ STRUCTURAL = (
 Whether `groups` is 1 is structural too; how many groups there are otherwise is a size."""
 
 _AXES = ("depth", "height", "width")
+
+TIMED = {
+    "conv2d": (
+        "in_channels",
+        "out_channels",
+        "groups",
+        "kernel_height",
+        "kernel_width",
+        "stride_height",
+        "stride_width",
+        "out_height",
+        "out_width",
+    ),
+    "linear": ("in_features", "out_features", "rows"),
+}
+"""Kind of layer -> the shape keys that a measured table has."""
+
+
+def layer_keys(layer: Layer, batch: int) -> dict[str, int]:
+    """Describe a layer by the shape keys of measured tables.
+
+    Args:
+        layer: A layer of one of the kinds in `TIMED`.
+        batch: Inputs processed together.
+
+    Returns:
+        Key -> value.
+    """
+    shape = shape_of(layer, batch)
+    return {key: shape[key] for key in TIMED[layer.kind]}
 
 
 def shape_of(layer: Layer, batch: int = 1) -> dict[str, int]:

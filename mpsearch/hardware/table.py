@@ -19,7 +19,7 @@ from mpsearch.hardware.interpolation import Estimate, interpolate
 from mpsearch.hardware.shapes import structure
 from mpsearch.schemas.document import Document, Record
 
-__all__ = ["CostTable", "Entry", "MissingKernel", "to_base"]
+__all__ = ["Check", "CostTable", "Entry", "MissingKernel", "to_base"]
 
 
 class Entry(Record):
@@ -53,6 +53,21 @@ class MissingKernel(Record):
     reason: str = Field(min_length=1)
 
 
+class Check(Record):
+    """A sum of costs compared with the cost of a whole model that was really executed."""
+
+    model: str
+    allocation: str = Field(description="`uniform w8a8`, `alternating`, `random 3` …")
+    resource: str = "latency"
+    predicted: float = Field(gt=0, description="in the table's unit")
+    measured: float = Field(gt=0, description="in the table's unit")
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction; positive where it is too high."""
+        return self.predicted / self.measured - 1.0
+
+
 class CostTable(Document):
     """Costs of operations on a device, measured or given, with their origin and licence."""
 
@@ -74,6 +89,14 @@ class CostTable(Document):
     unavailable: list[MissingKernel] = Field(default_factory=list)
     conditions: dict[str, str] = Field(
         default_factory=dict, description="clock, library, precision of accumulation …"
+    )
+    reference_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="what a fixed matrix product took meanwhile: the pace of the machine",
+    )
+    checks: list[Check] = Field(
+        default_factory=list, description="summed costs compared with whole models that were run"
     )
 
     @model_validator(mode="after")
@@ -168,6 +191,14 @@ class CostTable(Document):
     def resources(self) -> list[str]:
         """Names of the priced resources."""
         return list(self.units)
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        """Resource -> largest relative error that checks against whole models showed."""
+        found: dict[str, float] = {}
+        for check in self.checks:
+            found[check.resource] = max(found.get(check.resource, 0.0), abs(check.error))
+        return found
 
     @property
     def options(self) -> list[str]:
