@@ -12,6 +12,13 @@ from mpsearch.cli.estimators import estimators_app
 from mpsearch.cli.formats import formats_app
 from mpsearch.cli.hardware import hardware_app
 from mpsearch.cli.search import search_command
+from mpsearch.cli.service import (
+    cancel_command,
+    jobs_command,
+    result_command,
+    submit_command,
+    watch_command,
+)
 from mpsearch.cli.solve import solve_command
 from mpsearch.cli.stages import frontier_command, price_command, profile_command, verify_command
 from mpsearch.errors import MpsearchError
@@ -33,6 +40,11 @@ app.command("price")(price_command)
 app.command("solve")(solve_command)
 app.command("frontier")(frontier_command)
 app.command("verify")(verify_command)
+app.command("submit")(submit_command)
+app.command("jobs")(jobs_command)
+app.command("watch")(watch_command)
+app.command("cancel")(cancel_command)
+app.command("result")(result_command)
 app.add_typer(estimators_app, name="estimators")
 app.add_typer(formats_app, name="formats")
 app.add_typer(hardware_app, name="hardware")

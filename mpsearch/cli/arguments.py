@@ -14,20 +14,25 @@ __all__ = [
     "BatchOption",
     "BudgetsOption",
     "CacheOption",
+    "ClampOption",
     "ContextOption",
     "CostsOption",
     "DataOption",
     "DeviceOption",
     "EstimatorOption",
+    "FailIfOption",
     "FixOption",
     "GapOption",
+    "GoalOption",
     "GroupOption",
     "GroupsForOption",
     "HardwareOption",
     "JsonOption",
     "LossOption",
+    "MaxDropOption",
     "MethodOption",
     "ModelArgument",
+    "NoVerifyOption",
     "OptionsOption",
     "OutOption",
     "ProfileOption",
@@ -179,6 +184,34 @@ CostsOption = Annotated[
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)
+]
+GoalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--goal",
+        help="min:RESOURCE with --max-drop: the least use of it, instead of the least loss.",
+    ),
+]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option("--max-drop", help="Largest measured drop of the metric: 0.01 is one point."),
+]
+ClampOption = Annotated[
+    bool, typer.Option("--clamp", help="Make predicted losses monotone in cost first.")
+]
+NoVerifyOption = Annotated[
+    bool, typer.Option("--no-verify", help="Do not run the answer on the model.")
+]
+FailIfOption = Annotated[
+    list[str],
+    typer.Option(
+        "--fail-if",
+        help="Exit with code 5 when this holds of the answer: 'accuracy_drop > 1%', "
+        "'usage.latency > 3ms or status != optimal'; may be repeated. Names: metric, "
+        "accuracy_drop, metric_drop, loss, loss_increase, best_baseline_loss, predicted_loss, gap, "
+        "status, usage.RESOURCE, share.RESOURCE …",
+        show_default=False,
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]

@@ -12,6 +12,7 @@ from mpsearch.allocating import Monotone, allocate, as_costs, as_profile, fronti
 from mpsearch.cli import arguments as args
 from mpsearch.cli.console import print_document, progress_bars, show
 from mpsearch.errors import InputError
+from mpsearch.gates import check_gates, parse_gate
 from mpsearch.menu import Wishes
 from mpsearch.report.tables import allocation_report
 from mpsearch.schemas import Allocation, Costs, Profile
@@ -65,25 +66,13 @@ def search_command(
     solver: args.MethodOption = "auto",
     gap: args.GapOption = 1e-6,
     time_limit: args.TimeLimitOption = None,
-    goal: Annotated[
-        str | None,
-        typer.Option(
-            "--goal",
-            help="min:RESOURCE with --max-drop: the least use of it, instead of the least loss.",
-        ),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option("--max-drop", help="Largest measured drop of the metric: 0.01 is one point."),
-    ] = None,
-    clamp: Annotated[
-        bool, typer.Option("--clamp", help="Make predicted losses monotone in cost first.")
-    ] = False,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not run the answer on the model.")
-    ] = False,
+    goal: args.GoalOption = None,
+    max_drop: args.MaxDropOption = None,
+    clamp: args.ClampOption = False,
+    no_verify: args.NoVerifyOption = False,
     seed: args.SeedOption = 0,
     device: args.DeviceOption = "cpu",
+    fail_if: args.FailIfOption = [],  # noqa: B006
     out: args.OutOption = None,
     as_json: args.JsonOption = False,
 ) -> None:
@@ -107,6 +96,8 @@ def search_command(
         if model is None:
             _refuse_ignored(context_of_call, _OF_THE_MODEL, "no MODEL is given, so nothing uses")
     _check_folder(out)
+    verified = model is not None and not no_verify
+    gates = [parse_gate(text, verified=verified) for text in fail_if]
     known_profile = as_profile(profile) if profile else None
     known_costs = _costs(costs, hardware, known_profile, has_model=model is not None)
     monotone: Monotone = "clamp" if clamp else "keep"
@@ -176,6 +167,7 @@ def search_command(
         _write(out, answer, known_profile, known_costs)
     if as_json:
         print_document(answer)
+    check_gates(gates, answer)
 
 
 def _costs(
