@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from nicegui import ui
 from nicegui.events import ValueChangeEventArguments
@@ -75,7 +77,7 @@ class Answer:
         self.costs: Costs = await client.costs(job)
         resources = self.costs.resources
         first = next(iter(self.found.budgets), resources[0])
-        self.frontier: Frontier = await client.frontier(job, resource=first)
+        self.frontier: Frontier = await client.frontier(job, first)
         self._measured()
         heading("Another budget")
         with ui.row().classes("w-full items-center"):
@@ -144,7 +146,7 @@ class Answer:
 
     async def _other_resource(self, event: ValueChangeEventArguments[str]) -> None:
         try:
-            self.frontier = await self.visit.client.frontier(self.job.id, resource=event.value)
+            self.frontier = await self.visit.client.frontier(self.job.id, event.value)
         except MpsearchError as error:
             say_error(error)
             return
@@ -206,7 +208,9 @@ class Answer:
 
     async def _download(self, name: str, media_type: str) -> None:
         try:
-            content = await self.visit.client.artifact(self.job.id, name)
+            with TemporaryDirectory() as folder:
+                path = await self.visit.client.download(self.job, name, Path(folder) / "file")
+                content = path.read_bytes()
         except MpsearchError as error:
             say_error(error)
             return

@@ -6,7 +6,7 @@ from nicegui import ui
 
 from mpsearch.client.errors import NotFoundError, ServiceError
 from mpsearch.errors import MpsearchError
-from mpsearch.schemas.jobs import STAGES, Job
+from mpsearch.schemas.jobs import STAGES, Job, Stage
 from mpsearch_api.page.answer import Answer
 from mpsearch_api.page.frame import frame, heading
 from mpsearch_api.page.session import Door, Visit, say_error
@@ -14,7 +14,7 @@ from mpsearch_api.page.session import Door, Visit, say_error
 __all__ = ["register", "stage_shares"]
 
 
-def stage_shares(job: Job) -> dict[str, float]:
+def stage_shares(job: Job) -> dict[Stage, float]:
     """Tell how much of every stage is done.
 
     Args:
@@ -26,7 +26,9 @@ def stage_shares(job: Job) -> dict[str, float]:
     if job.status == "succeeded":
         return dict.fromkeys(STAGES, 1.0)
     reached = STAGES.index(job.stage) if job.stage is not None else -1
-    shares = {stage: 1.0 if index < reached else 0.0 for index, stage in enumerate(STAGES)}
+    shares: dict[Stage, float] = {
+        stage: 1.0 if index < reached else 0.0 for index, stage in enumerate(STAGES)
+    }
     if job.stage is not None:
         shares[job.stage] = job.progress
     return shares

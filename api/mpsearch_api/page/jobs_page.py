@@ -65,7 +65,7 @@ async def _show(visit: Visit) -> None:
     with frame(visit, "Jobs"):
         ui.button("New search", icon="add", on_click=lambda: ui.navigate.to("/new"))
         table = ui.table(rows=[], columns=COLUMNS, row_key="id", pagination=20)
-        table.classes("w-full").props('grid-header :grid="$q.screen.lt.sm" aria-label="Jobs"')
+        table.classes("w-full").props('aria-label="Jobs" :grid="window.innerWidth < 600"')
         table.props('no-data-label="No jobs yet: start with New search"')
         table.add_slot(
             "body-cell-label",
@@ -76,7 +76,7 @@ async def _show(visit: Visit) -> None:
 
         async def refresh() -> None:
             try:
-                rows = [job_row(job) async for job in visit.client.jobs(most=SHOWN)]
+                rows = [job_row(job) async for job in visit.client.jobs(limit=SHOWN)]
             except ServiceError as error:
                 note.set_text(f"not up to date: {error}")
                 return

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import httpx2
 from fastapi import FastAPI
 from nicegui import app as page_app
 from nicegui import ui
 
 from mpsearch.client import AsyncClient
 from mpsearch.client.errors import UnauthorizedError
+from mpsearch.client.in_process import AppTransport
 from mpsearch.errors import MpsearchError
 
 __all__ = ["Door", "Visit", "say_error"]
@@ -45,7 +45,7 @@ class Door:
         Args:
             app: The application with the API's routes, which is asked in-process.
         """
-        self._transport = httpx2.ASGITransport(app=app)
+        self._app = app
 
     async def enter(self, show: Show) -> None:
         """Show a page to whoever has a key that works, and the login form to others.
@@ -59,18 +59,18 @@ class Door:
 
     async def _enter(self, show: Show, content: ui.column) -> None:
         key = page_app.storage.tab.get(KEY)
-        client = AsyncClient(BASE, api_key=key, transport=self._transport)
+        client = AsyncClient(BASE, api_key=key, transport=AppTransport(self._app))
         ui.context.client.on_delete(client.close)
         content.clear()
         with content:
             try:
-                await client.listing("estimators")
+                await client.estimators()
+                await show(Visit(client, key))
             except UnauthorizedError:
+                content.clear()
                 self._ask_for_key(show, content, refused=key is not None)
             except MpsearchError as error:
-                ui.label(f"The service does not answer: {error}").props("role=alert")
-            else:
-                await show(Visit(client, key))
+                ui.label(f"The service refuses: {error}").props("role=alert")
 
     def _ask_for_key(self, show: Show, content: ui.column, *, refused: bool) -> None:
         async def try_key() -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mpsearch.errors import MpsearchError
 from mpsearch.schemas.jobs import Execution, JobRequest
+from mpsearch.schemas.uploads import StoredKind
 from mpsearch_api.page.frame import frame, heading
 from mpsearch_api.page.session import Door, Visit, say_error
 
@@ -55,22 +56,19 @@ class _Form:
     async def build(self) -> None:
         """Lay the form out."""
         client = self.visit.client
-        estimators = [entry["name"] for entry in await client.listing("estimators")]
-        devices = [entry["name"] for entry in await client.listing("hardware")]
+        estimators = [entry["name"] for entry in await client.estimators()]
+        devices = [entry["name"] for entry in await client.devices()]
         heading("Model and data")
         with ui.row().classes("w-full"):
-            self.model = await self._chooser("Model", "models", "digits-resnet", "architecture")
-            self.data = await self._chooser("Data", "datasets", "digits", None)
+            self.model = await self._chooser("model", "digits-resnet", "architecture")
+            self.data = await self._chooser("dataset", "digits", None)
         heading("What layers may get")
         with ui.row().classes("w-full items-center"):
-            ui.select(
-                {name: name for name in MENUS},
-                label="Start from",
-                on_change=lambda event: self.options.set_value(MENUS[event.value]),
-            ).classes(FIELD)
+            menu = ui.select(list(MENUS), label="Start from").classes(FIELD)
             self.options = ui.input_chips(
                 "Options", value=MENUS["integers, 8-bit activations"], new_value_mode="add-unique"
             ).classes("w-full sm:grow")
+        menu.on_value_change(lambda event: self.options.set_value(MENUS[event.value]))
         with ui.row().classes("w-full"):
             self.estimator = ui.select(estimators, label="Estimator", value="measured_loss")
             self.estimator.classes(FIELD)
@@ -88,11 +86,12 @@ class _Form:
             self.verify = ui.checkbox("Run the answer on the model", value=True)
         ui.button("Start the search", icon="play_arrow", on_click=self._submit).props("size=lg")
 
-    async def _chooser(self, label: str, kind: str, bundled: str, extra: str | None) -> ui.select:
+    async def _chooser(self, kind: StoredKind, bundled: str, extra: str | None) -> ui.select:
         stored = {
             record.id: f"{record.name} ({record.id})"
-            async for record in getattr(self.visit.client, kind)(most=100)
+            async for record in self.visit.client.stored(kind, limit=100)
         }
+        label = {"model": "Model", "dataset": "Data"}[kind]
         with ui.column().classes(FIELD):
             chosen = ui.select(
                 {bundled: f"{bundled} (bundled)", **stored},
@@ -110,16 +109,16 @@ class _Form:
                 query = (
                     f" + '&{extra}=' + encodeURIComponent(getElement({field.id}).modelValue||'')"
                 )
-            self._uploader(label, kind, query, chosen)
+            self._uploader(label, f"/v1/{kind}s", query, chosen)
         return chosen
 
-    def _uploader(self, label: str, kind: str, query: str, chosen: ui.select) -> None:
+    def _uploader(self, label: str, path: str, query: str, chosen: ui.select) -> None:
         """Send a file from the browser straight to the API: no copy goes through the page."""
         key = self.visit.key
         headers = [{"name": "Content-Type", "value": "application/octet-stream"}]
         if key is not None:
             headers.append({"name": "Authorization", "value": f"Bearer {key}"})
-        url = f"files => '/v1/{kind}?name=' + encodeURIComponent(files[0].name){query}"
+        url = f"files => '{path}?name=' + encodeURIComponent(files[0].name){query}"
         uploader = ui.element("q-uploader").classes("w-full")
         uploader.props(f'send-raw auto-upload flat bordered label="Upload {label.lower()}"')
         uploader.props[":url"] = url
