@@ -24,6 +24,7 @@ from mpsearch.client.progress import job_bars
 from mpsearch.client.requests import Budgets, JobFields
 from mpsearch.client.retrying import Retries
 from mpsearch.client.sources import as_source, data_source
+from mpsearch.client.steps import told
 from mpsearch.client.storing import (
     OnEvent,
     requested,
@@ -31,11 +32,10 @@ from mpsearch.client.storing import (
     stored_file,
     stored_table,
     submitted,
-    told,
 )
 from mpsearch.client.uploading import OnUpload
 from mpsearch.schemas.jobs import Event, Job, JobRequest, JobStatus
-from mpsearch.schemas.uploads import Stored, StoredKind
+from mpsearch.schemas.uploads import HardwareEntry, Stored, StoredKind
 
 if TYPE_CHECKING:
     from mpsearch.schemas import Allocation, Costs, Frontier, Profile
@@ -270,9 +270,9 @@ class AsyncClient:
         """As `Client.solvers`."""
         return await self._driver.run(self._operations.listing("solvers"))
 
-    async def devices(self) -> list[dict[str, Any]]:
+    def devices(self) -> AsyncIterator[HardwareEntry]:
         """As `Client.devices`."""
-        return await self._driver.run(self._operations.listing("hardware"))
+        return self._driver.iterate(self._operations.devices(None))
 
     async def architectures(self) -> list[dict[str, Any]]:
         """As `Client.architectures`."""

@@ -18,11 +18,11 @@ from mpsearch.client.answers import checked, decoded, parsed
 from mpsearch.client.errors import AnswerError
 from mpsearch.client.requests import Budgets, made
 from mpsearch.client.retrying import Backoff, Retries, sent
-from mpsearch.client.steps import Call, Emit, Flow, call_of
+from mpsearch.client.steps import Call, Emit, Flow, call_of, mapped
 from mpsearch.client.watching import Follow, follow
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Job, JobRequest, JobStatus, Page, ResolveRequest
-from mpsearch.schemas.uploads import Stored, StoredKind
+from mpsearch.schemas.uploads import HardwareEntry, Stored, StoredKind
 
 if TYPE_CHECKING:
     from mpsearch.schemas import Allocation, Costs, Frontier, Profile
@@ -100,8 +100,20 @@ class Operations:
         call = call_of("GET", path, **query)
         return parsed(kind, (yield from sent(call, self.backoff())), call)
 
+    def devices(self, most: int | None, origin: str | None = None) -> Flow[None]:
+        """Hand out what a job may name as its hardware: shipped devices, then uploaded tables.
+
+        Args:
+            most: How many; None: all.
+            origin: Only `shipped` or `uploaded` ones.
+
+        Returns:
+            The flow.
+        """
+        return self.pages(HardwareEntry, "/v1/hardware", most, origin=origin)
+
     def listing(self, name: str) -> Flow[list[dict[str, Any]]]:
-        """Read what the service offers: formats, estimators, solvers, hardware, architectures.
+        """Read what the service offers: formats, estimators, solvers, architectures.
 
         Args:
             name: Which.
@@ -200,10 +212,16 @@ class Operations:
             kind: Which.
             most: How many; None: all.
 
+        Yields:
+            The steps, and an `Emit` for every `Stored`.
+
         Returns:
-            The flow.
+            Nothing.
         """
-        return self.pages(Stored, f"/v1/{COLLECTIONS[kind]}", most)
+        if kind != "hardware":
+            return (yield from self.pages(Stored, f"/v1/{COLLECTIONS[kind]}", most))
+        uploaded = self.devices(most, "uploaded")
+        return (yield from mapped(uploaded, lambda entry: Emit(entry.stored)))
 
     def job(self, reference: Reference) -> Flow[Job]:
         """Read a job.

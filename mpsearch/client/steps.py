@@ -26,10 +26,12 @@ __all__ = [
     "Work",
     "call_of",
     "in_thread",
+    "mapped",
     "opened",
     "pause",
     "read",
     "sent_once",
+    "told",
 ]
 
 Result = TypeVar("Result")
@@ -231,3 +233,54 @@ def in_thread(function: Callable[[], Result]) -> Flow[Result]:
     """
     found: Result = yield Work(function)
     return found
+
+
+def told(flow: Flow[Result], on_item: Callable[[Any], object] | None) -> Flow[Result]:
+    """Give what a flow emits to a function instead of to whoever iterates over it.
+
+    Args:
+        flow: The flow.
+        on_item: Called with every item; None: they are dropped.
+
+    Returns:
+        The same flow without its items.
+    """
+
+    def take(item: Any) -> None:  # noqa: ANN401
+        if on_item is not None:
+            on_item(item)
+
+    return mapped(flow, take)
+
+
+def mapped(flow: Flow[Result], take: Callable[[Any], Emit | None]) -> Flow[Result]:
+    """Change what a flow emits.
+
+    Args:
+        flow: The flow.
+        take: Given every item; what it returns is emitted instead, and None is nothing.
+
+    Yields:
+        All other steps, and what `take` returned.
+
+    Returns:
+        The result of the flow.
+    """
+    reply: Any = None
+    failure: LinkError | None = None
+    try:
+        while True:
+            step: Step | None = flow.send(reply) if failure is None else flow.throw(failure)
+            reply = failure = None
+            if isinstance(step, Emit):
+                step = take(step.item)
+            if step is not None:
+                try:
+                    reply = yield step
+                except LinkError as error:
+                    failure = error
+    except StopIteration as end:
+        found: Result = end.value
+        return found
+    finally:
+        flow.close()

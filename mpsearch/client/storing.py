@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mpsearch.client.answers import parsed
 from mpsearch.client.errors import JobError, ServiceError, UploadError, job_error
 from mpsearch.client.operations import COLLECTIONS, JSON, Operations
 from mpsearch.client.requests import JobFields, job_request
-from mpsearch.client.retrying import sent
+from mpsearch.client.retrying import passing, sent
 from mpsearch.client.sources import (
     Local,
     Source,
@@ -21,7 +20,7 @@ from mpsearch.client.sources import (
     local_hardware,
     local_model,
 )
-from mpsearch.client.steps import Call, Emit, Flow, LinkError, in_thread
+from mpsearch.client.steps import Call, Flow, LinkError, in_thread, sent_once, told
 from mpsearch.client.uploading import OnUpload, Parcel, uploaded
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Event, Job, JobRequest
@@ -37,13 +36,10 @@ __all__ = [
     "stored_file",
     "stored_table",
     "submitted",
-    "told",
 ]
 
 OnEvent = Callable[[Event], None]
 """Called with every event of a job, once and in order; in an `AsyncClient` it must not block."""
-
-Result = TypeVar("Result")
 
 LOOKED_THROUGH = 1000
 """Stored objects, newest first, among which one with the same bytes is looked for."""
@@ -93,13 +89,22 @@ def stored_file(
     body = {"upload": upload.id, "name": source.name}
     if architecture is not None:
         body["architecture"] = architecture
-    call = Call(
-        "POST",
-        f"/v1/{COLLECTIONS[kind]}",
-        headers=JSON | {"idempotency-key": uuid.uuid4().hex},
-        content=json.dumps(body).encode(),
-    )
-    stored = parsed(Stored, (yield from sent(call, operations.backoff())), call)
+    call = Call("POST", f"/v1/{COLLECTIONS[kind]}", headers=JSON, content=json.dumps(body).encode())
+    backoff = operations.backoff()
+    while True:
+        try:
+            answer = yield from sent_once(call)
+        except LinkError as error:
+            yield from backoff.after(error, call)
+            # It may have been stored, and only the answer lost; a second one would be a copy.
+            stored = yield from _known(operations, kind, parcel, architecture)
+            if stored is not None:
+                return stored
+            continue
+        if not passing(answer):
+            break
+        yield from backoff.after(answer, call)
+    stored = parsed(Stored, answer, call)
     if stored.sha256 != parcel.sha256:
         raise UploadError(
             f"{stored.id} has sha256 {stored.sha256}, but {source.name} has {parcel.sha256}"
@@ -141,7 +146,7 @@ def stored_table(operations: Operations, source: Source) -> Flow[Stored]:
         "POST",
         "/v1/hardware",
         {"name": source.name},
-        {"content-type": _TABLE_TYPES[suffix], "idempotency-key": uuid.uuid4().hex},
+        {"content-type": _TABLE_TYPES[suffix]},
         content,
     )
     return parsed(Stored, (yield from sent(call, operations.backoff())), call)
@@ -262,36 +267,3 @@ def searched(
         if not isinstance(error, JobError):
             error.add_note(f"the job is {job.id}")
         raise
-
-
-def told(flow: Flow[Result], on_item: Callable[[Any], object] | None) -> Flow[Result]:
-    """Give what a flow emits to a function instead of to whoever iterates over it.
-
-    Args:
-        flow: The flow.
-        on_item: Called with every item; None: they are dropped.
-
-    Yields:
-        All other steps.
-
-    Returns:
-        The result of the flow.
-    """
-    reply: Any = None
-    failure: LinkError | None = None
-    try:
-        while True:
-            step = flow.send(reply) if failure is None else flow.throw(failure)
-            reply = failure = None
-            if not isinstance(step, Emit):
-                try:
-                    reply = yield step
-                except LinkError as error:
-                    failure = error
-            elif on_item is not None:
-                on_item(step.item)
-    except StopIteration as end:
-        found: Result = end.value
-        return found
-    finally:
-        flow.close()

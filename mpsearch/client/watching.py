@@ -132,6 +132,8 @@ def _stream(following: Follow) -> Flow[None]:
     # Asking for the job, which comes next, shows whether the service can be reached at all.
     with suppress(LinkError):
         answer = yield from opened(call)
+        if answer.status == 204:  # the job has ended, and nothing is left to tell
+            return
         if answer.status in _NO_STREAM or (answer.ok and answer.media_type != "text/event-stream"):
             following.streams = False
             return
