@@ -23,7 +23,7 @@ from mpsearch.sensitivity.protocol import Estimator
 from mpsearch.smallest import Goal, smallest_allocation
 from mpsearch.verification import AllocationRuns, measure_allocation
 
-__all__ = ["Outcome", "run_search", "search"]
+__all__ = ["Outcome", "resources_asked", "run_search", "search"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run_search(
         dataset,
         options,
         hardware,
-        resources=_resources(budget, goal, hardware),
+        resources=resources_asked(budget, goal, hardware),
         batch=batch,
         context=context,
         wishes=wishes,
@@ -172,10 +172,19 @@ def run_search(
     return Outcome(scores, costs, answer)
 
 
-def _resources(
+def resources_asked(
     budget: Mapping[str, str | float], goal: Goal | None, hardware: HardwareLike | None
 ) -> list[str] | None:
-    """Name the resources to price, those included that are priced only where a budget asks."""
+    """Name the resources to price, those included that are priced only where a budget asks.
+
+    Args:
+        budget: Resource -> amount.
+        goal: The goal, if it is not the least loss.
+        hardware: As in `price`.
+
+    Returns:
+        What `price` takes as `resources`.
+    """
     asked = [*budget, *([goal.resource] if goal else [])]
     extra = [
         name

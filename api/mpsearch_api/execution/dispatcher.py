@@ -1,0 +1,433 @@
+"""The dispatcher: claims jobs, has them run, publishes what they made. A process of its own.
+
+    python -m mpsearch_api.execution.dispatcher      settings by MPSEARCH_… variables
+
+Nothing is lost with it: what it holds are leases, which run out, and folders, which the next one
+clears away. SIGTERM ends its jobs and puts them back into the queue. Any number of dispatchers may
+work on one database.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from mpsearch.errors import DependencyError, MpsearchError
+from mpsearch.schemas.jobs import Artifact, Failure, Stage
+from mpsearch_api.blobs import open_blobs
+from mpsearch_api.blobs.port import BlobStore
+from mpsearch_api.execution.assigning import Assigner, limits_of
+from mpsearch_api.execution.folders import RunFolder, cache_of, sweep
+from mpsearch_api.execution.heartbeat import Heartbeat
+from mpsearch_api.execution.local import LocalExecutor, Program
+from mpsearch_api.execution.metrics import JobMetrics
+from mpsearch_api.execution.outcome import failure_of
+from mpsearch_api.execution.port import Ended, Executor, Run
+from mpsearch_api.execution.processes import die_with_parent
+from mpsearch_api.execution.upkeep import tidy_up
+from mpsearch_api.faults import UnavailableError
+from mpsearch_api.logs import configure_logs
+from mpsearch_api.settings import Settings
+from mpsearch_api.store import Store, open_store
+from mpsearch_api.store.port import Claim, Update
+
+__all__ = ["Dispatcher", "make_executor", "run_dispatcher"]
+
+log = structlog.get_logger()
+
+TURN = 0.05
+"""Seconds between turns of the loop; the database is asked every `settings.poll`."""
+
+UPKEEP = 60.0
+METRICS = 5.0
+MOST_UNTOLD = 1000
+PARENT = "MPSEARCH_DISPATCHER_PARENT"
+"""Variable with the process id of the server that started this dispatcher, if one did."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class _Attempt:
+    """An attempt in this dispatcher's hands.
+
+    Attributes:
+        claim: The right to it.
+        run: The run; None when it could not be started.
+        untold: Updates that the database has not taken yet.
+        ended: How it ended.
+        publishing: Its end on the way to the database.
+        tried: When that was last tried, on the monotonic clock.
+        stage: Stage under way, and since when.
+        cached: Whether that stage was answered from earlier work.
+    """
+
+    claim: Claim
+    run: Run | None = None
+    untold: list[Update] = field(default_factory=list)
+    ended: Ended | None = None
+    publishing: Future[bool] | None = None
+    tried: float = 0.0
+    stage: tuple[Stage, float] | None = None
+    cached: bool = False
+
+
+class Dispatcher:
+    """Runs the jobs of a store on an executor."""
+
+    def __init__(
+        self, settings: Settings, store: Store, blobs: BlobStore, executor: Executor
+    ) -> None:
+        """Clear away what dead dispatchers left, and start renewing leases.
+
+        Args:
+            settings: Of the service.
+            store: The jobs.
+            blobs: Where results go.
+            executor: What runs them.
+        """
+        self.name = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._settings = settings
+        self._store = store
+        self._blobs = blobs
+        self._executor = executor
+        self._assigner = Assigner(settings, store.catalog, blobs)
+        swept = sweep(settings.data_dir)
+        self._folder = RunFolder(settings.data_dir, self.name)
+        self._metrics = JobMetrics(settings.data_dir, self.name)
+        self._attempts: dict[tuple[str, int], _Attempt] = {}
+        self._held: tuple[Claim, ...] = ()
+        self._not_ready: str | None = "starting"
+        self._publisher = ThreadPoolExecutor(2, thread_name_prefix="publish")
+        self._upkeep = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
+        self._tidying: Future[None] | None = None
+        self._asked = self._tidied = self._written = float("-inf")
+        self._heartbeat = Heartbeat(
+            store.jobs,
+            lambda: self._held,
+            lease=settings.lease,
+            interval=settings.heartbeat,
+            tell=lambda: self._folder.tell(self._not_ready, len(self._held)),
+        )
+        self._folder.tell(self._not_ready, 0)
+        log.info("dispatcher_started", dispatcher=self.name, swept=swept)
+
+    def run(self, stopped: threading.Event) -> None:
+        """Work until told to stop, then put everything back.
+
+        Args:
+            stopped: Set by whoever wants it to stop.
+        """
+        while not stopped.is_set():
+            self.turn()
+            stopped.wait(TURN)
+        self.close()
+
+    def turn(self) -> None:
+        """Look after every attempt once; take new ones when there is room."""
+        self._heartbeat.turned()
+        for claim in self._heartbeat.lost():
+            self._drop(claim)
+        for attempt in list(self._attempts.values()):
+            self._look_after(attempt)
+        now = time.monotonic()
+        if now - self._asked >= self._settings.poll:
+            self._asked = now
+            self._ask()
+        if now - self._written >= METRICS:
+            self._written = now
+            self._metrics.write(len(self._attempts))
+        if now - self._tidied >= UPKEEP and (self._tidying is None or self._tidying.done()):
+            self._tidied = now
+            self._tidying = self._upkeep.submit(self._tidy)
+
+    def close(self) -> None:
+        """End every job, put it back into the queue, and leave nothing behind."""
+        log.info("dispatcher_stops", dispatcher=self.name, running=len(self._attempts))
+        self._heartbeat.stop()
+        self._publisher.shutdown(wait=True)
+        for attempt in list(self._attempts.values()):
+            if attempt.run is not None:
+                attempt.run.kill()
+            # Refused where its end was published already.
+            self._try("release", partial(self._store.jobs.release, attempt.claim))
+        self._executor.close()
+        self._upkeep.shutdown(wait=True, cancel_futures=True)
+        self._metrics.close()
+        self._folder.close()
+
+    def _ask(self) -> None:
+        """Ask the database what was cancelled, tell it what is new, take jobs."""
+        running = [each.claim for each in self._attempts.values() if each.publishing is None]
+        if running:
+            lost = self._try("lost", lambda: self._store.jobs.lost(running))
+            for claim in lost or ():
+                self._drop(claim)
+        for attempt in list(self._attempts.values()):
+            self._tell(attempt)
+        self._not_ready = self._executor.ready()
+        if self._not_ready is None:
+            while len(self._attempts) < self._settings.workers and self._take():
+                pass
+
+    def _take(self) -> bool:
+        """Claim a job and start it; False when there was none."""
+        settings = self._settings
+        claim = self._try(
+            "claim",
+            lambda: self._store.jobs.claim(
+                self.name, settings.lease, most_attempts=settings.most_attempts
+            ),
+        )
+        if claim is None:
+            return False
+        log.info("job_started", job=claim.job, attempt=claim.attempt, dispatcher=self.name)
+        attempt = _Attempt(claim)
+        self._hold(attempt)
+        cache = cache_of(settings.data_dir, claim.tenant)
+        try:
+            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            assignment = self._assigner.assign(claim, self._folder_of(claim, new=True), cache)
+            attempt.run = self._executor.start(assignment)
+        except (MpsearchError, OSError) as error:
+            self._publish(attempt, Ended(failure=failure_of(error)))
+        return True
+
+    def _look_after(self, attempt: _Attempt) -> None:
+        if attempt.publishing is not None:
+            if attempt.publishing.done():
+                self._finish(attempt, attempt.publishing)
+            return
+        assert attempt.run is not None
+        ended = attempt.run.ended()
+        # Only now, since nothing comes after its last word.
+        for update in attempt.run.updates():
+            self._count(attempt, update)
+            attempt.untold.append(update)
+        if ended is not None:
+            self._publish(attempt, ended)
+
+    def _publish(self, attempt: _Attempt, ended: Ended) -> None:
+        attempt.ended = ended
+        if ended.retry:
+            self._let_go(attempt.claim)  # or a heartbeat would undo giving it up
+        attempt.publishing = self._publisher.submit(self._end, attempt, ended)
+
+    def _end(self, attempt: _Attempt, ended: Ended) -> bool:
+        """Put files into the blob store and end the job; False when the claim did not hold."""
+        claim, jobs, failure = attempt.claim, self._store.jobs, ended.failure
+        if ended.retry:
+            return self._give_up(claim, failure)
+        artifacts = []
+        for file in ended.produced:
+            blob = self._blobs.put_file(file.path)
+            artifacts.append(
+                Artifact(
+                    name=file.name, media_type=file.media_type, size=blob.size, sha256=blob.sha256
+                )
+            )
+        if attempt.untold and not jobs.report(claim, attempt.untold):
+            return False
+        attempt.untold = []
+        if failure is None:
+            held = jobs.complete(claim, artifacts)
+        else:
+            held = jobs.fail(claim, failure, artifacts=artifacts)
+        return held
+
+    def _give_up(self, claim: Claim, failure: Failure | None) -> bool:
+        """Have the job tried again at once, or failed when workers died on it too often."""
+        jobs = self._store.jobs
+        said = failure.message if failure is not None else "the worker died"
+        held = jobs.report(claim, [Update("message", "load", message=said)])
+        jobs.renew([claim], 0.0)
+        jobs.expire(most_attempts=self._settings.most_attempts)
+        return held
+
+    def _finish(self, attempt: _Attempt, publishing: Future[bool]) -> None:
+        """Look at how publishing went; try again when the database was away."""
+        claim, ended = attempt.claim, attempt.ended
+        assert ended is not None
+        error = publishing.exception()
+        if isinstance(error, UnavailableError):
+            log.warning("database_unavailable", doing="end", job=claim.job, error=str(error))
+            if time.monotonic() - attempt.tried >= self._settings.poll:
+                attempt.tried = time.monotonic()
+                attempt.publishing = self._publisher.submit(self._end, attempt, ended)
+            return
+        if error is not None and ended.produced:
+            log.error("results_not_published", job=claim.job, exc_info=error)
+            self._publish(attempt, Ended(failure=failure_of(error)))
+            return
+        if error is None and publishing.result():
+            self._count_end(claim, ended)
+        else:
+            log.warning("claim_lost", job=claim.job, attempt=claim.attempt, exc_info=error)
+        self._forget(attempt)
+
+    def _drop(self, claim: Claim) -> None:
+        """End a run whose claim no longer holds: cancelled, or taken over."""
+        attempt = self._attempts.get(_key(claim))
+        if attempt is None or attempt.publishing is not None:
+            return  # what is being published is refused by the database itself
+        log.info("job_dropped", job=claim.job, attempt=claim.attempt)
+        self._forget(attempt)
+
+    def _forget(self, attempt: _Attempt) -> None:
+        if attempt.run is not None:
+            attempt.run.kill()
+        shutil.rmtree(self._folder_of(attempt.claim), ignore_errors=True)
+        self._attempts.pop(_key(attempt.claim), None)
+        self._let_go(attempt.claim)
+
+    def _tell(self, attempt: _Attempt) -> None:
+        untold = attempt.untold
+        if not untold or attempt.publishing is not None:
+            return
+        held = self._try("report", lambda: self._store.jobs.report(attempt.claim, untold))
+        if held is not None:
+            attempt.untold = []
+        elif len(untold) > MOST_UNTOLD:
+            attempt.untold = [each for each in untold if each.kind != "progress"][-MOST_UNTOLD:]
+
+    def _try(self, doing: str, ask: Callable[[], Answer]) -> Answer | None:
+        """Ask the database; None when it is away, in which case there is a next time."""
+        try:
+            return ask()
+        except UnavailableError as error:
+            log.warning("database_unavailable", doing=doing, error=str(error))
+            return None
+
+    def _tidy(self) -> None:
+        try:
+            tidy_up(self._settings, self._store, self._blobs)
+        except (MpsearchError, OSError) as error:
+            log.warning("not_tidied_up", error=str(error))
+
+    def _hold(self, attempt: _Attempt) -> None:
+        self._attempts[_key(attempt.claim)] = attempt
+        self._held = (*self._held, attempt.claim)
+
+    def _let_go(self, claim: Claim) -> None:
+        self._held = tuple(each for each in self._held if _key(each) != _key(claim))
+
+    def _folder_of(self, claim: Claim, *, new: bool = False) -> Path:
+        return self._folder.attempt(claim.job, claim.attempt, new=new)
+
+    def _count(self, attempt: _Attempt, update: Update) -> None:
+        """Measure stages by when they are first heard of and when the next one is."""
+        now = time.monotonic()
+        self._metrics.told(update)
+        if update.kind != "progress":
+            return
+        if attempt.stage is None or attempt.stage[0] != update.stage:
+            self._close_stage(attempt, now)
+            attempt.stage, attempt.cached = (update.stage, now), update.cached
+
+    def _close_stage(self, attempt: _Attempt, now: float) -> None:
+        if attempt.stage is not None:
+            stage, since = attempt.stage
+            self._metrics.stage(stage, now - since, cached=attempt.cached)
+
+    def _count_end(self, claim: Claim, ended: Ended) -> None:
+        attempt = self._attempts[_key(claim)]
+        self._close_stage(attempt, time.monotonic())
+        failure = ended.failure
+        if ended.retry:
+            self._metrics.died()
+        else:
+            kind = None if failure is None else failure.kind
+            self._metrics.ended("succeeded" if failure is None else "failed", kind)
+        log.info(
+            "job_ended",
+            job=claim.job,
+            attempt=claim.attempt,
+            status="succeeded" if failure is None else "failed",
+            retry=ended.retry,
+            why="" if failure is None else failure.message,
+        )
+
+
+def _key(claim: Claim) -> tuple[str, int]:
+    return claim.job, claim.attempt
+
+
+def make_executor(settings: Settings, program: Program | None = None) -> Executor:
+    """Make the executor that the settings name.
+
+    Args:
+        settings: Of the service.
+        program: What local jobs run, instead of searches.
+
+    Returns:
+        The executor.
+
+    Raises:
+        DependencyError: This kind is not there.
+    """
+    if settings.executor == "ray":
+        raise DependencyError("the ray executor is not part of this version; use local")
+    return LocalExecutor(
+        lambda assignment: limits_of(assignment, settings),
+        program,
+        downloads=settings.hub_downloads,
+    )
+
+
+def run_dispatcher(settings: Settings, program: Program | None = None) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT.
+
+    Args:
+        settings: Of the service.
+        program: What local jobs run, instead of searches.
+    """
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    store = _opened(settings, stopped)
+    if store is None:
+        return
+    blobs = open_blobs(settings)
+    executor = make_executor(settings, program)
+    try:
+        Dispatcher(settings, store, blobs, executor).run(stopped)
+    finally:
+        executor.close()
+        store.close()
+
+
+def _opened(settings: Settings, stopped: threading.Event) -> Store | None:
+    """Open the store, waiting for its database; None when told to stop meanwhile."""
+    while not stopped.is_set():
+        try:
+            return open_store(settings)
+        except UnavailableError as error:
+            log.warning("database_unavailable", doing="open", error=str(error))
+            stopped.wait(1.0)
+    return None
+
+
+def main() -> None:
+    """Run a dispatcher with the settings of the environment; it dies with its parent."""
+    settings = Settings()
+    configure_logs(settings)
+    if os.environ.get(PARENT):
+        die_with_parent(int(os.environ[PARENT]))
+    run_dispatcher(settings)
+
+
+if __name__ == "__main__":
+    main()
