@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mpsearch.schemas.document import Record
 
-__all__ = ["Stored", "StoredKind", "Upload"]
+__all__ = ["HardwareEntry", "Stored", "StoredKind", "Upload"]
 
 StoredKind = Literal["model", "dataset", "hardware"]
 
@@ -40,3 +40,13 @@ class Stored(Record):
     size: int = Field(ge=0, description="bytes")
     sha256: str = Field(description="of the content, in hex")
     created: datetime
+
+
+class HardwareEntry(Record):
+    """Something a job may name as its hardware."""
+
+    name: str = Field(description="what a job's `hardware` says: a device's name, or an id")
+    origin: Literal["shipped", "uploaded"]
+    summary: str = ""
+    resources: dict[str, str] = Field(default_factory=dict, description="priced -> unit")
+    stored: Stored | None = Field(default=None, description="of an uploaded one")

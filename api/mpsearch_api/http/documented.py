@@ -30,6 +30,7 @@ _REASONS = {
     422: "The input cannot be used; `errors` points at the values.",
     429: "Too many requests, open jobs or stored bytes; `Retry-After` says when to try again.",
     500: "A fault of the service; the log has it under `request_id`.",
+    501: "Not part of this version.",
     503: "The service cannot do this now; try again.",
     504: "The time limit ran out.",
 }

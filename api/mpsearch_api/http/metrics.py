@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -33,6 +37,23 @@ class Metrics:
             "mpsearch_jobs", "Jobs by status; queued is the queue's depth", ["status"],
             registry=self.registry,
         )  # fmt: skip
+
+    @contextmanager
+    def solving(self) -> Iterator[None]:
+        """Time a synchronous solve.
+
+        Yields:
+            Nothing.
+        """
+        began = time.perf_counter()
+        outcome = "answered"
+        try:
+            yield
+        except Exception as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self.solves.labels(outcome).observe(time.perf_counter() - began)
 
     def text(self) -> bytes:
         """Write everything in the exposition format."""

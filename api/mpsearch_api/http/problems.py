@@ -162,11 +162,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = list(error.errors())
-    broken = next((fault for fault in faults if fault["type"] == "json_invalid"), None)
-    if broken is not None:
-        reason = broken.get("ctx", {}).get("error", "")
-        found = problem(400, f"the body is not JSON: {reason}", title="Not JSON")
-        return ProblemResponse(located(found, request))
     errors = [
         FieldProblem(pointer=_pointer(fault["loc"]), detail=_advice(fault))
         for fault in faults[:SHOWN_FAULTS]

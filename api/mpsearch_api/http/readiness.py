@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import text
 
 from mpsearch.errors import MpsearchError
+from mpsearch_api.execution.folders import dispatchers
 from mpsearch_api.http.service import Service
 
 __all__ = ["find_faults"]
+
+HEARD_LEASES = 3
 
 
 async def find_faults(service: Service) -> dict[str, str]:
@@ -47,12 +52,10 @@ def _blobs(service: Service) -> str | None:
 
 
 def _dispatcher(service: Service) -> str | None:
-    try:
-        from mpsearch_api.execution.folders import dispatchers
-    except ModuleNotFoundError:
-        return "no dispatcher is installed"
-    live = dispatchers(service.settings.data_dir)
+    settings = service.settings
+    oldest = time.time() - HEARD_LEASES * settings.lease
+    live = [state for state in dispatchers(settings.data_dir) if state.time >= oldest]
     if not live:
-        return "no dispatcher has been heard of lately; jobs stay queued"
+        return "no dispatcher of this machine has been heard of lately; jobs stay queued"
     reasons = [state.executor for state in live if state.executor is not None]
     return reasons[0] if len(reasons) == len(live) else None

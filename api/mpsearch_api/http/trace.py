@@ -27,6 +27,17 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+API_PATHS = {"/v1", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+DOCS_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src https://fastapi.tiangolo.com data:; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "style-src 'unsafe-inline' https://cdn.jsdelivr.net; frame-ancestors 'none'"
+)
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' ws: wss:; frame-ancestors 'none'"
+)
 API_POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -112,8 +123,15 @@ def _add_headers(scope: Scope, headers: MutableHeaders, request_id: str) -> None
     headers["X-Request-ID"] = request_id
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
-    # Pages bring their own policy.
-    if scope["path"].startswith("/v1") or not headers.get("content-type", "").startswith("text/h"):
-        headers.setdefault("Content-Security-Policy", API_POLICY)
-    if scope["path"].startswith("/v1"):
+    path = scope["path"]
+    headers.setdefault("Content-Security-Policy", _policy(path))
+    if path.startswith("/v1"):
         headers.setdefault("Cache-Control", "private, no-store")
+
+
+def _policy(path: str) -> str:
+    if path == "/docs":
+        return DOCS_POLICY
+    if path.startswith("/v1/") or path in API_PATHS:
+        return API_POLICY
+    return PAGE_POLICY

@@ -12,11 +12,20 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mpsearch.allocating import allocate, frontier, translated
-from mpsearch.errors import DocumentError, InfeasibleError, InputError, MpsearchError
+from mpsearch.errors import (
+    DependencyError,
+    DocumentError,
+    InfeasibleError,
+    InputError,
+    MpsearchError,
+)
+from mpsearch.hardware.lookup import as_hardware
 from mpsearch.schemas import Costs, Profile
 from mpsearch_api.faults import TooLargeError
 from mpsearch_api.solving.frames import KINDS, pack, read_sync
@@ -118,10 +127,41 @@ def _frontier(task: dict[str, Any], _: bytes) -> bytes:
         _profile(task["profile"]),
         _costs(task["costs"]),
         task["resource"],
-        budget=task["budget"] or None,
-        points=task["points"],
     )
     return found.model_dump_json().encode()
+
+
+def _hardware(task: dict[str, Any], body: bytes) -> bytes:
+    if task["format"] == "json":
+        try:
+            parse_json(body)
+        except (ValueError, RecursionError) as error:
+            raise DocumentError(f"the table cannot be read: {error}") from error
+    if task["format"] == "yaml":
+        _refuse_aliases(body)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"table.{task['format']}"
+        path.write_bytes(body)
+        try:
+            as_hardware(path)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), "the table")) from error
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"the table cannot be read: {error}") from error
+    return b""
+
+
+def _refuse_aliases(body: bytes) -> None:
+    """Refuse YAML that repeats parts of itself: a kilobyte can stand for gigabytes then."""
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise DependencyError("YAML needs PyYAML, which this service lacks; send JSON") from error
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body)):
+            raise InputError("the table uses YAML aliases, which are not taken; write them out")
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"the table is not YAML: {str(error)[:400]}") from error
 
 
 # The files are named by their content, so what was read stays true.
@@ -139,6 +179,7 @@ _TASKS: dict[str, Callable[[dict[str, Any], bytes], bytes]] = {
     "solve": _solve,
     "allocate": _allocate,
     "frontier": _frontier,
+    "hardware": _hardware,
 }
 
 if __name__ == "__main__":
