@@ -60,6 +60,8 @@ class PostgresServer:
             "unix_socket_directories": "",
             "max_connections": "200",
             "shared_buffers": "32MB",
+            # Survives its own processes being killed, not a power cut; other tests share the disk.
+            "fsync": "off",
         }
         command = [str(self.binaries / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select, update
@@ -190,10 +190,9 @@ def renew(connection: Connection, claims: Sequence[Claim], lease: float, now: fl
         update(jobs)
         .where(or_(*map(_held, claims)))
         .values(lease_until=now + lease)
-        .returning(jobs.c.id)
-    ).scalars()
-    kept = set(held)
-    return [claim for claim in claims if claim.job not in kept]
+        .returning(jobs.c.id, jobs.c.attempt)
+    )
+    return _others(claims, held)
 
 
 def lost(connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
@@ -208,8 +207,8 @@ def lost(connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
     """
     if not claims:
         return []
-    kept = set(connection.execute(select(jobs.c.id).where(or_(*map(_held, claims)))).scalars())
-    return [claim for claim in claims if claim.job not in kept]
+    held = connection.execute(select(jobs.c.id, jobs.c.attempt).where(or_(*map(_held, claims))))
+    return _others(claims, held)
 
 
 def report(connection: Connection, claim: Claim, updates: Sequence[Update], now: float) -> bool:
@@ -303,6 +302,11 @@ def release(connection: Connection, claim: Claim, now: float) -> bool:
         return False
     requeue(connection, row, now, "the worker is shutting down; queued again")
     return True
+
+
+def _others(claims: Sequence[Claim], held: Iterable[Row[Any]]) -> list[Claim]:
+    kept = {(row.id, row.attempt) for row in held}
+    return [claim for claim in claims if (claim.job, claim.attempt) not in kept]
 
 
 def _held(claim: Claim) -> ColumnElement[bool]:
