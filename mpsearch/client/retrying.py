@@ -105,13 +105,12 @@ class Backoff:
         self.failures += 1
         self.links_lost += isinstance(trouble, LinkError)
         delay = self.retries.delay(self.failures, self._draw())
-        if isinstance(trouble, Answer):
-            delay = max(delay, retry_after(trouble) or 0.0)
+        asked = retry_after(trouble) or 0.0 if isinstance(trouble, Answer) else 0.0
         # A last try is made when patience ends, and none after it.
         left = self._since + self.retries.patience - self._clock()
-        if left <= 0 or (isinstance(trouble, Answer) and delay > left):
+        if left <= 0 or asked > left:
             raise self._given_up(trouble, call)
-        yield from pause(min(delay, left))
+        yield from pause(min(max(delay, asked), left))
 
     def _given_up(self, trouble: Answer | LinkError, call: Call) -> ServiceError:
         tried = f"tried {self.failures} times" if self.failures > 1 else "tried once"
