@@ -57,7 +57,10 @@ class _Form:
         """Lay the form out."""
         client = self.visit.client
         estimators = [entry["name"] for entry in await client.estimators()]
-        devices = [entry["name"] for entry in await client.devices()]
+        devices = {
+            entry.stored.id if entry.stored else entry.name: entry.name
+            async for entry in client.devices()
+        }
         heading("Model and data")
         with ui.row().classes("w-full"):
             self.model = await self._chooser("model", "digits-resnet", "architecture")
