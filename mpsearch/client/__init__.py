@@ -21,6 +21,7 @@ from mpsearch.client.errors import (
     TooManyRequestsError,
     UnauthorizedError,
     UnreachableError,
+    UnsolvedRequestError,
     UploadError,
     WaitTimeoutError,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "TooManyRequestsError",
     "UnauthorizedError",
     "UnreachableError",
+    "UnsolvedRequestError",
     "UploadError",
     "WaitTimeoutError",
 ]

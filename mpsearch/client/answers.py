@@ -22,13 +22,14 @@ from mpsearch.client.errors import (
     TooManyRequestsError,
     UnauthorizedError,
     UnreachableError,
+    UnsolvedRequestError,
     job_error,
 )
 from mpsearch.client.steps import Answer, Call
 from mpsearch.schemas.jobs import Failure
 from mpsearch.schemas.problems import Problem
 
-__all__ = ["checked", "decoded", "error_of", "parsed", "retry_after"]
+__all__ = ["checked", "decoded", "error_of", "parsed", "passing", "retry_after"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -43,7 +44,27 @@ _BY_STATUS: Mapping[int, type[ServiceError]] = {
     503: UnreachableError,
     504: UnreachableError,
 }
+_BY_TYPE: Mapping[str, type[ServiceError]] = {
+    "infeasible": InfeasibleRequestError,
+    "not-solved-in-time": UnsolvedRequestError,
+    "a-dependency-is-missing-or-failed": ServerFaultError,
+}
+"""Last part of a problem's type -> what it means, where the status alone does not tell."""
+_PASSING = frozenset({429, 502, 503, 504})
+"""Statuses that may be gone the next time: rate limits, restarts, overload."""
 _SHOWN = 200
+
+
+def passing(answer: Answer) -> bool:
+    """Tell whether the same request may well succeed later.
+
+    Args:
+        answer: The answer.
+
+    Returns:
+        Whether its status is one that passes, and its problem none that stays.
+    """
+    return answer.status in _PASSING and _type_of(_problem(answer)) not in _BY_TYPE
 
 
 def checked(answer: Answer, call: Call) -> Answer:
@@ -133,7 +154,7 @@ def error_of(answer: Answer, call: Call) -> ServiceError:
         return InfeasibleRequestError(message, minimum=problem.minimum, **known)
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         return TooManyRequestsError(message, retry_after=retry_after(answer), **known)
-    kind = _BY_STATUS.get(answer.status)
+    kind = _BY_TYPE.get(_type_of(problem)) or _BY_STATUS.get(answer.status)
     if kind is None:
         kind = RefusedError if answer.status < 500 else ServerFaultError
     return kind(message, **known)
@@ -168,6 +189,10 @@ def _problem(answer: Answer) -> Problem | None:
         return Problem.model_validate_json(answer.content)
     except ValidationError:
         return None  # the error is made from the status and the body instead
+
+
+def _type_of(problem: Problem | None) -> str:
+    return "" if problem is None else problem.type.rpartition(":")[2]
 
 
 def _failure(problem: Problem | None) -> Failure | None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from mpsearch.client.answers import checked
+from mpsearch.client.answers import checked, passing
 from mpsearch.client.errors import AnswerError
 from mpsearch.client.operations import Operations, Reference, id_of
-from mpsearch.client.retrying import passing
 from mpsearch.client.steps import Call, Flow, LinkError, call_of, in_thread, opened, read
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Artifact, Job

@@ -13,6 +13,7 @@ MpsearchError
     ├── ConflictError                exit 2   409, 412: not in this state
     ├── RefusedError (InputError)    exit 2   400, 413, 422 …: the request cannot be used
     ├── InfeasibleRequestError (InfeasibleError)  exit 3   no allocation meets the budget
+    ├── UnsolvedRequestError (UnsolvedError)  exit 4   504: nothing was found in time
     ├── TooManyRequestsError         exit 4   429: carries `retry_after`
     ├── UploadError                  exit 4   what was stored is not what was sent
     └── JobError                     exit 4   the job ended without a result; carries `failure`
@@ -54,6 +55,7 @@ __all__ = [
     "TooManyRequestsError",
     "UnauthorizedError",
     "UnreachableError",
+    "UnsolvedRequestError",
     "UploadError",
     "WaitTimeoutError",
     "job_error",
@@ -136,6 +138,10 @@ class InfeasibleRequestError(ServiceError, InfeasibleError):
     """No allocation meets the budget; `minimum` has the least achievable use per resource."""
 
     exit_code = 3
+
+
+class UnsolvedRequestError(ServiceError, UnsolvedError):
+    """The time for solving ran out before any allocation within the budgets was found."""
 
 
 class TooManyRequestsError(ServiceError):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from mpsearch.client.answers import checked, decoded, parsed
-from mpsearch.client.errors import AnswerError
+from mpsearch.client.errors import AnswerError, ConflictError, job_error
 from mpsearch.client.requests import Budgets, made
 from mpsearch.client.retrying import Backoff, Retries, sent
 from mpsearch.client.steps import Call, Emit, Flow, call_of, mapped
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Operations", "Reference", "id_of", "problem_of"]
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 Reference = str | Job | Stored
 """An object of the service, or its id."""
 
@@ -248,18 +249,48 @@ class Operations:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         return follow(Follow(id_of(reference), self.retries, self.server, after, deadline))
 
-    def document(self, kind: type[Model], reference: Reference, name: str) -> Flow[Model]:
+    def document(
+        self, kind: type[Model], reference: Reference, name: str, **query: object
+    ) -> Flow[Model]:
         """Read a document that a job produced.
 
         Args:
             kind: What it is.
             reference: Which job.
             name: `result`, `frontier`, `profile` or `costs`.
+            **query: Query parameters.
 
         Returns:
             The flow.
         """
-        return self.get(kind, f"/v1/jobs/{id_of(reference)}/{name}")
+        path = f"/v1/jobs/{id_of(reference)}/{name}"
+        return self.explained(reference, self.get(kind, path, **query))
+
+    def explained(self, reference: Reference, flow: Flow[Result]) -> Flow[Result]:
+        """Say of a job that ended without a result why it did, instead of that it has none.
+
+        Args:
+            reference: Which job.
+            flow: What needs its result.
+
+        Yields:
+            The steps.
+
+        Returns:
+            The result of the flow.
+
+        Raises:
+            ConflictError: The job has not ended.
+            JobError: It failed or was cancelled.
+        """
+        try:
+            return (yield from flow)
+        except ConflictError as error:
+            job = yield from self.job(reference)
+            if not job.ended or job.status == "succeeded":
+                raise
+            failure = job_error(job, job.failure)
+            raise failure from error
 
     def result(self, reference: Reference) -> Flow[Allocation]:
         """Read a job's allocation."""
@@ -291,7 +322,7 @@ class Operations:
         """
         from mpsearch.schemas import Frontier
 
-        return self.get(Frontier, f"/v1/jobs/{id_of(reference)}/frontier", resource=resource)
+        return self.document(Frontier, reference, "frontier", resource=resource)
 
     def resolve(
         self, reference: Reference, budget: Budgets, settings: Mapping[str, Any]
@@ -303,11 +334,8 @@ class Operations:
             budget: Resource -> amount.
             settings: Other fields of `ResolveRequest`.
 
-        Yields:
-            The steps.
-
         Returns:
-            The allocation; nothing of it was measured.
+            The flow; nothing of its allocation was measured.
         """
         from mpsearch.schemas import Allocation
 
@@ -318,7 +346,11 @@ class Operations:
             headers=JSON,
             content=request.model_dump_json(exclude_unset=True).encode(),
         )
-        return parsed(Allocation, (yield from sent(call, self.backoff())), call)
+
+        def solving() -> Flow[Allocation]:
+            return parsed(Allocation, (yield from sent(call, self.backoff())), call)
+
+        return self.explained(reference, solving())
 
     def solve_problem(
         self, problem: Mapping[str, Any], settings: Mapping[str, object]

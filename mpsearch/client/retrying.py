@@ -7,14 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpsearch.client.answers import error_of, retry_after
+from mpsearch.client.answers import error_of, passing, retry_after
 from mpsearch.client.errors import ServiceError, TooManyRequestsError, UnreachableError
 from mpsearch.client.steps import Answer, Call, Flow, LinkError, pause, sent_once
 
-__all__ = ["Backoff", "Retries", "passing", "sent"]
-
-_PASSING = frozenset({429, 502, 503, 504})
-"""Statuses that may be gone the next time: rate limits, restarts, overload."""
+__all__ = ["Backoff", "Retries", "sent"]
 
 
 @dataclass(frozen=True)
@@ -129,11 +126,6 @@ class Backoff:
         if isinstance(error, TooManyRequestsError) and error.retry_after is not None:
             error.add_note(f"try again in {error.retry_after:.0f} s")
         return error
-
-
-def passing(answer: Answer) -> bool:
-    """Tell whether the same request may well succeed later."""
-    return answer.status in _PASSING
 
 
 def sent(call: Call, backoff: Backoff) -> Flow[Answer]:

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpsearch.client.answers import parsed
+from mpsearch.client.answers import parsed, passing
 from mpsearch.client.errors import JobError, ServiceError, UploadError, job_error
 from mpsearch.client.operations import COLLECTIONS, JSON, Operations
 from mpsearch.client.requests import JobFields, job_request
-from mpsearch.client.retrying import passing, sent
+from mpsearch.client.retrying import sent
 from mpsearch.client.sources import (
     Local,
     Source,

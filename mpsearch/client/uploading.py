@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from mpsearch.client.answers import checked, error_of, parsed
+from mpsearch.client.answers import checked, error_of, parsed, passing
 from mpsearch.client.errors import NotFoundError, UploadError
-from mpsearch.client.retrying import Backoff, passing, sent
+from mpsearch.client.retrying import Backoff, sent
 from mpsearch.client.sources import Source, sha256_of
 from mpsearch.client.steps import (
     Answer,

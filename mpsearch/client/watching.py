@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter, ValidationError
 
-from mpsearch.client.answers import decoded, error_of, parsed, retry_after
+from mpsearch.client.answers import decoded, error_of, parsed, passing, retry_after
 from mpsearch.client.errors import AnswerError, WaitTimeoutError
 from mpsearch.client.event_stream import EventStream
-from mpsearch.client.retrying import Backoff, Retries, passing, sent
+from mpsearch.client.retrying import Backoff, Retries, sent
 from mpsearch.client.steps import Call, Emit, Flow, LinkError, call_of, opened, pause, read
 from mpsearch.schemas.jobs import Event, Job
 
