@@ -120,11 +120,12 @@ class PostgresServer:
                 return
 
 
-def run_outside_transactions(url: str, statement: str) -> None:
+def run_outside_transactions(url: str, *statements: str) -> None:
     engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
     try:
         with engine.connect() as connection:
-            connection.execute(sqlalchemy.text(statement))
+            for statement in statements:
+                connection.execute(sqlalchemy.text(statement))
     finally:
         engine.dispose()
 
@@ -173,9 +174,9 @@ def postgres_server() -> Iterator[PostgresServer]:
         server.close()
 
 
-@pytest.fixture
-def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """URL of an empty database: on MPSEARCH_TEST_DATABASE_URL's server, or one of our own."""
+@pytest.fixture(scope="session")
+def postgres_database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of a database: on MPSEARCH_TEST_DATABASE_URL's server, or on one of our own."""
     given = os.environ.get("MPSEARCH_TEST_DATABASE_URL")
     if given is None:
         yield request.getfixturevalue("postgres_server").create_database()
@@ -187,6 +188,19 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield url.render_as_string(hide_password=False)
     finally:
         run_outside_transactions(given, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgres_url(postgres_database: str) -> str:
+    """URL of an empty database; a new one for each test would take seconds on a busy disk."""
+    run_outside_transactions(
+        postgres_database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        "DROP SCHEMA public CASCADE",
+        "CREATE SCHEMA public",
+    )
+    return postgres_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

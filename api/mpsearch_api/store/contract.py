@@ -26,7 +26,7 @@ from mpsearch.schemas.jobs import Artifact, Failure, JobRequest
 from mpsearch_api.faults import IdempotencyError, QuotaError, StateError
 from mpsearch_api.store.port import Claim, JobStore, Update
 
-__all__ = ["JobStoreContract", "SetClock", "a_request"]
+__all__ = ["START", "JobStoreContract", "SetClock", "a_request"]
 
 LEASE = 10.0
 DAY = 24 * 3600.0

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Row,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from mpsearch.schemas.jobs import Artifact, Failure, JobStatus
 from mpsearch_api.store.bells import announce
@@ -304,7 +315,7 @@ def release(connection: Connection, claim: Claim, now: float) -> bool:
     return True
 
 
-def _others(claims: Sequence[Claim], held: Iterable[Row[Any]]) -> list[Claim]:
+def _others(claims: Sequence[Claim], held: CursorResult[Any, Any]) -> list[Claim]:
     kept = {(row.id, row.attempt) for row in held}
     return [claim for claim in claims if (claim.job, claim.attempt) not in kept]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from sqlalchemy import text
 
 from mpsearch.errors import DependencyError
 from mpsearch_api.store.database import WAIT_SECONDS, Database
+
+# Alembic tells at length what it loads and runs; what went wrong it raises.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 __all__ = ["revisions", "upgrade"]
 
