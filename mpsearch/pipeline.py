@@ -18,15 +18,17 @@ from mpsearch.hardware.pricing import price_survey
 from mpsearch.menu import Wishes, make_menu
 from mpsearch.models.fingerprint import check_model, record_of
 from mpsearch.models.layers import find_layers
-from mpsearch.models.registry import ModelLike, as_data, as_model
+from mpsearch.models.registry import ModelLike, as_data, as_model, check_fit
 from mpsearch.preparing import DataLike, LossLike, compared_by, loaded, quantizer_for
-from mpsearch.progress import OnProgress, Progress, ignore_progress
+from mpsearch.progress import OnProgress, Progress, ignore_progress, with_time_left
 from mpsearch.quantize import Quantizer
 from mpsearch.ranges import activation_formats, extremes, known_ranges, resolved
 from mpsearch.schemas import Allocation, Costs, DataRecord, Profile, Verification
 from mpsearch.scoring import low_bit_warning, refuse_ties, sum_over_groups
 from mpsearch.sensitivity import build
+from mpsearch.sensitivity.memory import fitting
 from mpsearch.sensitivity.pairwise import grouped_interactions
+from mpsearch.sensitivity.profile_cache import profile_cache
 from mpsearch.sensitivity.protocol import Estimator, ScoringTask
 from mpsearch.verification import AllocationRuns, measure_allocation
 
@@ -50,6 +52,7 @@ def profile(
     device: str | None = None,
     cache_dir: str | Path | None = None,
     executor: Executor | None = None,
+    memory_limit: int | None = None,
     on_progress: OnProgress = ignore_progress,
     **settings: Any,
 ) -> Profile:
@@ -65,9 +68,12 @@ def profile(
         wishes: Layers to group, fix or skip.
         seed: Seed of everything random.
         device: Where to compute, such as `cuda`; None: where the model is.
-        cache_dir: Folder for finished parts of long measurements, by content of model, data, loss
-            and options; an interrupted run resumes from it.
+        cache_dir: Folder for profiles and for finished parts of long measurements, by content of
+            model, data, loss, estimator and options: a second run loads its profile from it, and an
+            interrupted one resumes.
         executor: Where independent parts of long measurements run; the scores do not depend on it.
+        memory_limit: Most bytes to hold beside the model, its quantized weights and the data;
+            batches are made as small as that needs. None: batches as the data has them.
         on_progress: Called after every step.
         **settings: Settings of the estimator named.
 
@@ -79,12 +85,23 @@ def profile(
         ModelError: The model has non-finite weights, or the scores came out non-finite.
     """
     started = time.perf_counter()
+    on_progress = with_time_left(on_progress)
     scorer = build(estimator, settings) if isinstance(estimator, str) else estimator
     named, dataset = loaded(model, data, device)
     module = named.module
     fingerprint = dataset.fingerprint
     criterion, dataset = compared_by(loss, module, dataset)
     on_progress(Progress("load", 1, 1, named.name))
+    cache = profile_cache(
+        cache_dir, named, dataset, criterion, estimator, settings, options, wishes, seed
+    )
+    known = cache.load()
+    if known is not None:
+        on_progress(Progress("profile", 1, 1, "known profile"))
+        return known
+    notes: tuple[str, ...] = ()
+    if memory_limit is not None:
+        dataset, notes = fitting(module, dataset, memory_limit, scorer.held)
     survey = find_layers(module, next(dataset.batches()))
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
     refuse_ties(scorer, menu.options)
@@ -105,11 +122,12 @@ def profile(
         ranges=ranges,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         executor=executor,
+        memory_limit=memory_limit,
     )
     scores = scorer.score(task)
     loss_table, stderr = sum_over_groups(scores, task, menu)
     inside, between = grouped_interactions(scores, task, menu) or (0.0, None)
-    return Profile(
+    found = Profile(
         groups=list(menu.groups),
         options=menu.names,
         loss=loss_table + inside,
@@ -131,11 +149,13 @@ def profile(
             *named.notes,
             *dataset.notes,
             *survey.notes,
+            *notes,
             *scores.warnings,
             *low_bit_warning(scorer, menu.options),
         ],
         seconds=time.perf_counter() - started,
     )
+    return cache.keep(found)
 
 
 def price(
@@ -172,7 +192,10 @@ def price(
     """
     found = None if hardware is None else as_hardware(hardware)
     named = as_model(model)
-    first = next(as_data(data, model=named).batches())
+    dataset = as_data(data, model=named)
+    if named.limits is not None:
+        check_fit(named, dataset)
+    first = next(dataset.batches())
     survey = find_layers(named.module, first)
     menu = make_menu([layer.name for layer in survey.layers], options, wishes)
     priced: list[str] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["OnProgress", "Progress", "ignore_progress"]
+__all__ = ["OnProgress", "Progress", "ignore_progress", "with_time_left"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class Progress:
         done: Steps finished.
         total: Steps in all.
         message: What is being done now.
+        seconds_left: Expected time until the stage is finished, in seconds; None: not known yet.
     """
 
     stage: str
     done: int
     total: int
     message: str = ""
+    seconds_left: float | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -31,3 +34,37 @@ OnProgress = Callable[[Progress], None]
 
 def ignore_progress(_: Progress) -> None:
     """Take progress reports and do nothing with them."""
+
+
+def with_time_left(
+    on_progress: OnProgress, clock: Callable[[], float] = time.perf_counter
+) -> OnProgress:
+    """Add to every report how long its stage will still take, by the pace so far.
+
+    The pace is that of the steps since the first report of the same work: what a resumed run found
+    finished took no time and promises none. Where the message changes, other work begins.
+
+    Args:
+        on_progress: Where reports go.
+        clock: Seconds that pass.
+
+    Returns:
+        The function to report to.
+    """
+    begun: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def report(progress: Progress) -> None:
+        work, now = (progress.stage, progress.message), clock()
+        if work not in begun:
+            begun[work] = progress.done, now
+        first, since = begun[work]
+        steps = progress.done - first
+        if progress.done >= progress.total:
+            on_progress(replace(progress, seconds_left=0.0))
+        elif steps > 0 and progress.seconds_left is None:
+            left = (now - since) * (progress.total - progress.done) / steps
+            on_progress(replace(progress, seconds_left=left))
+        else:
+            on_progress(progress)
+
+    return report

@@ -63,6 +63,11 @@ class HessianTopEigenvalue(Estimator):
         self._tolerance = tolerance
         self._order = order
 
+    @property
+    def held(self) -> float:
+        """A graph of the gradient holds about three times what the loss's own does."""
+        return 3.0
+
     def score(self, task: ScoringTask) -> Scores:
         """Score every layer at every option; see the class.
 

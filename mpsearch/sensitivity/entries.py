@@ -212,8 +212,8 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
     EstimatorInfo(
         name="pairwise",
         summary="Losses of single choices and of pairs of them, for the quadratic solver",
-        passes="1 + 2·L·B forward passes over the data; terms='measured': (L·B)²/2",
-        memory="the output change of every choice on one batch, and (L·B)² pairs",
+        passes="1 + L·B forward passes over the data; terms='measured': (L·B)²/2",
+        memory="the output of every choice for as many inputs as fit into 1 GiB, (L·B)² pairs",
         source="CLADO, Deng et al. 2023, arXiv 2307.05657",
         scores_activations=True,
         implementation="mpsearch.sensitivity.pairwise:Pairwise",

@@ -70,6 +70,11 @@ class HessianTrace(Estimator):
         self._most = most_probes
         self._engine = engine
 
+    @property
+    def held(self) -> float:
+        """A graph of the gradient holds about three times what the loss's own does."""
+        return 3.0
+
     def score(self, task: ScoringTask) -> Scores:
         """Score every layer at every option; see the class.
 

@@ -17,7 +17,14 @@ from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.shards import measure_choices
 from mpsearch.sensitivity.taps import Call, tapped
 
-__all__ = ["MeasuredKl", "MeasuredLoss", "Sqnr", "divergence", "single_layer_increases"]
+__all__ = [
+    "MeasuredKl",
+    "MeasuredLoss",
+    "Sqnr",
+    "divergence",
+    "offered_places",
+    "single_layer_increases",
+]
 
 
 class MeasuredLoss(Estimator):
@@ -136,6 +143,23 @@ def divergence(task: ScoringTask) -> Loss:
     return as_loss("token_kl_to_float" if output.ndim == 3 else "kl_to_float")
 
 
+def offered_places(task: ScoringTask) -> list[tuple[int, int]]:
+    """List every layer with every option but `float`.
+
+    Args:
+        task: Layers and options.
+
+    Returns:
+        Positions of layer and option, layer by layer.
+    """
+    return [
+        (row, column)
+        for row in range(len(task.layers))
+        for column, option in enumerate(task.options)
+        if not option.is_float
+    ]
+
+
 def single_layer_increases(task: ScoringTask, loss: Loss) -> tuple[NDArray[np.float64], float]:
     """Measure the loss increase of every layer at every option, all others in float.
 
@@ -146,12 +170,7 @@ def single_layer_increases(task: ScoringTask, loss: Loss) -> tuple[NDArray[np.fl
     Returns:
         Increases, float64, layers x options, 0 for `float`; and the loss of the float model.
     """
-    places = [
-        (row, column)
-        for row in range(len(task.layers))
-        for column, option in enumerate(task.options)
-        if not option.is_float
-    ]
+    places = offered_places(task)
     singles = [{task.layers[row].name: task.options[column]} for row, column in places]
     measured = measure_choices(task, [{}, *singles], loss, f"{loss.name} of single layers")
     increase = np.zeros((len(task.layers), len(task.options)))

@@ -80,6 +80,11 @@ class FisherOutput(Estimator):
         self._draws = draws
         self._draw = draw
 
+    @property
+    def held(self) -> float:
+        """Output gradients are kept until the last draw has come."""
+        return 1.0 + self._draws
+
     def score(self, task: ScoringTask) -> Scores:
         """Score every layer at every option; see the class.
 

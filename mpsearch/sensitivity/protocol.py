@@ -39,6 +39,7 @@ class ScoringTask:
         ranges: Calibrated input range of every layer, as the quantizer has them.
         cache_dir: Folder where finished parts of long work are kept; None: nowhere.
         executor: Where independent parts of long work run; None: here, one after the other.
+        memory_limit: Most bytes to hold beside the model and its data; None: no limit of its own.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class ScoringTask:
     ranges: Mapping[str, Any] = field(default_factory=dict)
     cache_dir: Path | None = None
     executor: Executor | None = None
+    memory_limit: int | None = None
 
     @property
     def weight_formats(self) -> list[Format]:
@@ -96,6 +98,11 @@ class Estimator(ABC):
     """Name in the catalog."""
     scores_activations: ClassVar[bool]
     """Whether options that differ only in the activation format get different scores."""
+
+    @property
+    def held(self) -> float:
+        """How many times the tensors that a backward pass of one batch saves are held at once."""
+        return 1.0
 
     @abstractmethod
     def score(self, task: ScoringTask) -> Scores:

@@ -14,6 +14,9 @@ from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 
 __all__ = ["Taylor2"]
 
+EXACT_DRAWS = 10
+"""Classes that memory is planned for where there is one draw for each of them."""
+
 FirstOrder = Literal["signed", "absolute", "none"]
 
 
@@ -65,6 +68,11 @@ class Taylor2(Estimator):
         self._draws = draws
         self._draw = draw
         self._first_order = first_order
+
+    @property
+    def held(self) -> float:
+        """Output gradients are kept until the last draw has come."""
+        return 1.0 + (self._draws if isinstance(self._draws, int) else EXACT_DRAWS)
 
     def score(self, task: ScoringTask) -> Scores:
         """Score every layer at every option; see the class.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,38 +44,57 @@ def test_processes_give_the_same_bits():
     assert np.array_equal(alone.loss, shared.loss)
 
 
-def test_a_killed_run_resumes_from_its_finished_shards(tmp_path):
-    program = textwrap.dedent(
-        f"""
-        import os, signal
-        import mpsearch as mp
-        from mpsearch.models.digits import digits
+LONG = [f"w{bits}" for bits in range(2, 17)] + [f"w{bits}a8" for bits in range(2, 17)]
 
-        whole = digits()
-        data = mp.DataSet("few", whole.inputs[:64], whole.targets[:64], batch_size=24)
+PROGRAM = """
+import sys
+import mpsearch as mp
+from mpsearch.models.digits import digits
 
-        def watch(progress):
-            if progress.stage == "profile" and progress.done >= 40:
-                os.kill(os.getpid(), signal.SIGKILL)
+whole = digits()
+data = mp.DataSet("few", whole.inputs[:64], whole.targets[:64], batch_size=24)
 
-        mp.profile("digits-resnet", data, {MENU}, "measured_loss", cache_dir={str(tmp_path)!r},
-                   on_progress=watch)
-        """
-    )
-    killed = subprocess.run([sys.executable, "-c", program], check=False, env=os.environ)
-    assert killed.returncode == -signal.SIGKILL
+def tell(progress):
+    if progress.stage == "profile" and progress.total > 1:
+        print(progress.done, progress.total, flush=True)
+        sys.stdin.readline()
+
+mp.profile("digits-resnet", data, {menu}, "measured_loss", cache_dir={folder!r}, on_progress=tell)
+"""
+
+
+def test_a_run_killed_at_a_tenth_resumes_at_nine_hundredths_or_more(tmp_path):
+    program = textwrap.dedent(PROGRAM.format(menu=LONG, folder=str(tmp_path)))
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    ) as run:
+        share = 0.0
+        while share < 0.11:  # it waits after every report, so it is killed exactly there
+            done, total = map(int, run.stdout.readline().split())
+            share = done / total
+            if share < 0.11:
+                run.stdin.write("go on\n")
+                run.stdin.flush()
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    assert run.returncode == -signal.SIGKILL
+    assert 0.10 <= share < 0.13
     reports = []
     again = mp.profile(
         "digits-resnet",
         images(),
-        MENU,
+        LONG,
         "measured_loss",
         cache_dir=tmp_path,
         on_progress=reports.append,
     )
     first = next(report for report in reports if report.stage == "profile")
-    assert first.done == 32  # the one shard that was finished, not measured again
-    assert np.array_equal(again.loss, mp.profile("digits-resnet", images(), MENU).loss)
+    assert first.done >= 0.09 * first.total  # the shards that were finished, not measured again
+    assert np.array_equal(again.loss, mp.profile("digits-resnet", images(), LONG).loss)
 
 
 def test_a_second_run_measures_nothing_and_other_weights_measure_everything(
@@ -84,6 +104,7 @@ def test_a_second_run_measures_nothing_and_other_weights_measure_everything(
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
     monkeypatch.setattr(shards, "AllocationMeter", None)
+    shutil.rmtree(tmp_path / "profiles")
     second = mp.profile(net, data, ["w3", "w4"], "measured_loss", cache_dir=tmp_path)
     assert np.array_equal(first.loss, second.loss)
     with torch.no_grad():
@@ -94,7 +115,8 @@ def test_a_second_run_measures_nothing_and_other_weights_measure_everything(
 
 def test_a_broken_shard_is_named(net, data, tmp_path):
     mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
-    (file,) = tmp_path.rglob("*.json")
+    shutil.rmtree(tmp_path / "profiles")
+    (file,) = (tmp_path / "shards").glob("*.json")
     file.write_text("[1.0]")
     with pytest.raises(mp.errors.DocumentError, match=file.name):
         mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)

@@ -1,0 +1,103 @@
+"""Whole profiles by content: what was scored once is not scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mpsearch.losses import Loss
+from mpsearch.menu import Wishes
+from mpsearch.models.dataset import DataSet
+from mpsearch.models.fingerprint import model_fingerprint
+from mpsearch.models.named import NamedModel
+from mpsearch.schemas import Profile
+from mpsearch.sensitivity.content import content_key, loss_identity
+
+__all__ = ["ProfileCache", "profile_cache"]
+
+
+@dataclass(frozen=True)
+class ProfileCache:
+    """The place of one profile.
+
+    Attributes:
+        file: Where it is kept, or None where nothing is.
+    """
+
+    file: Path | None
+
+    def load(self) -> Profile | None:
+        """Find the profile.
+
+        Returns:
+            The profile, or None.
+        """
+        if self.file is None or not self.file.exists():
+            return None
+        return Profile.load(self.file)
+
+    def keep(self, profile: Profile) -> Profile:
+        """Keep the profile for the next run.
+
+        Args:
+            profile: What was scored.
+
+        Returns:
+            The same profile.
+        """
+        if self.file is not None:
+            profile.save(self.file)
+        return profile
+
+
+def profile_cache(
+    folder: str | Path | None,
+    named: NamedModel,
+    data: DataSet,
+    loss: Loss,
+    estimator: object,
+    settings: Mapping[str, Any],
+    options: Sequence[str],
+    wishes: Wishes,
+    seed: int,
+) -> ProfileCache:
+    """Name a profile by everything that it depends on.
+
+    Args:
+        folder: Where profiles are kept; None: nowhere.
+        named: The model: its weights, its code as far as it prints itself, its device.
+        data: Calibration data.
+        loss: The loss.
+        estimator: Its name; profiles of estimators that are no names are not kept, because what
+            they depend on is not known.
+        settings: Settings of the estimator.
+        options: Names of the options.
+        wishes: Layers to group, fix or skip.
+        seed: Seed of everything random.
+
+    Returns:
+        The place of the profile.
+    """
+    if folder is None or not isinstance(estimator, str):
+        return ProfileCache(None)
+    first = next(named.module.parameters(), None)
+    key = content_key(
+        package=version("mpsearch"),
+        model=model_fingerprint(named.module),
+        # Equal weights do not make equal models: the code may differ.
+        code=f"{type(named.module).__module__}.{type(named.module).__qualname__}\n{named.module}",
+        device=str(first.device) if first is not None else "cpu",
+        names=[named.name, data.name],
+        data=data.fingerprint,
+        batch_size=data.batch_size,
+        loss=loss_identity(loss),
+        estimator=estimator,
+        settings=dict(settings),
+        options=list(options),
+        wishes=repr(wishes),
+        seed=seed,
+    )
+    return ProfileCache(Path(folder) / "profiles" / f"{key}.json")
