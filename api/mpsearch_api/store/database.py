@@ -146,7 +146,6 @@ def _make_engine(url: str) -> Engine:
         pool_size=POOL_KEPT,
         max_overflow=POOL_MOST - POOL_KEPT,
         pool_timeout=WAIT_SECONDS,
-        skip_autocommit_rollback=True,
         connect_args={"timeout": WAIT_SECONDS},
     )
     event.listen(engine, "connect", _set_up_sqlite)
@@ -155,7 +154,8 @@ def _make_engine(url: str) -> Engine:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver would begin transactions of its own, always deferred; `_begin_sqlite` does.
+    # The driver would begin transactions of its own, always deferred; `_begin_sqlite` does. (The
+    # engine then takes connections for autocommitting: it must not skip rollbacks of those.)
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
