@@ -37,6 +37,12 @@ def job_quick(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Mad
     return _made(assignment, "answer.txt", f"{assignment.claim.job} {assignment.claim.attempt}")
 
 
+def job_search(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Made]:
+    from mpsearch_api.execution.runner import run_job
+
+    return run_job(assignment, tell)
+
+
 def job_sleep(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Made]:
     tell(Update("progress", "profile", 0.5, "asleep"))
     time.sleep(1e6)
