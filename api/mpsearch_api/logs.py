@@ -12,6 +12,7 @@ from mpsearch_api.settings import Settings
 
 __all__ = ["configure_logs", "get"]
 
+_CHATTY = ("alembic", "uvicorn.error", "asyncio")
 _SECRET = ("authorization", "secret", "password", "token", "database_url")
 
 
@@ -53,6 +54,8 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [root_handler]
     root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def get(name: str) -> Any:  # noqa: ANN401

@@ -9,8 +9,10 @@ import typer
 
 from mpsearch.cli.console import print_error
 from mpsearch.cli.estimators import estimators_app
+from mpsearch.cli.export import export_command
 from mpsearch.cli.formats import formats_app
 from mpsearch.cli.hardware import hardware_app
+from mpsearch.cli.plugins import CommandsWithPlugins
 from mpsearch.cli.search import search_command
 from mpsearch.cli.service import (
     cancel_command,
@@ -27,6 +29,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mpsearch",
+    cls=CommandsWithPlugins,
     help="Which numeric format should every layer have? Proven and measured.\n\n"
     "Exit codes: 0 done; 2 bad usage or input; 3 infeasible; 4 a dependency failed or time ran "
     "out; 5 a --fail-if gate failed.",
@@ -40,6 +43,7 @@ app.command("price")(price_command)
 app.command("solve")(solve_command)
 app.command("frontier")(frontier_command)
 app.command("verify")(verify_command)
+app.command("export")(export_command)
 app.command("submit")(submit_command)
 app.command("jobs")(jobs_command)
 app.command("watch")(watch_command)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+
+from mpsearch_api.execution.metrics import DispatcherMetrics
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -14,11 +17,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Counters of one server process; those of running jobs are the dispatcher's."""
+    """Counters of one server process, and those of the dispatchers beside it."""
 
-    def __init__(self) -> None:
-        """Start every counter at nothing."""
+    def __init__(self, data_dir: Path) -> None:
+        """Start every counter at nothing.
+
+        Args:
+            data_dir: Of the service, where dispatchers write what they counted.
+        """
         self.registry = CollectorRegistry()
+        self.registry.register(DispatcherMetrics(data_dir))
         self.requests = Histogram(
             "mpsearch_http_request_seconds",
             "Time from request to the last byte of the answer; streams and waits are left out",

@@ -52,7 +52,7 @@ class Service:
         self.store = store
         self.blobs = blobs
         self.host = host
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.data_dir)
         self.catalogue = catalogue or Catalogue()
         self.solver = SolvePool(settings.solve_processes, seconds=settings.solve_seconds)
         self._threads = anyio.CapacityLimiter(THREADS)
