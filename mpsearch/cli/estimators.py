@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mpsearch.cli import arguments as args
 from mpsearch.cli.console import print_document, progress_bars, show
+from mpsearch.errors import InputError
 from mpsearch.sensitivity import known
 
 if TYPE_CHECKING:
@@ -58,6 +59,17 @@ def compare_command(
     estimators: Annotated[
         str | None, typer.Option("--estimators", help="Names with commas; all by default.")
     ] = None,
+    loss: args.LossOption = None,
+    judged_by: Annotated[
+        str | None,
+        typer.Option("--judged-by", help="Loss that allocations at budgets are measured by."),
+    ] = None,
+    fractions: Annotated[
+        str,
+        typer.Option(
+            "--fractions", help="Budgets, from the fewest (0) to the most (1) average weight bits."
+        ),
+    ] = "0.3,0.5,0.7",
     allocations: Annotated[
         int, typer.Option("--allocations", help="Random whole allocations to measure.")
     ] = 24,
@@ -79,6 +91,9 @@ def compare_command(
             data,
             args.options_of(options),
             estimators.split(",") if estimators else None,
+            loss=loss,
+            judged_by=judged_by,
+            fractions=_fractions(fractions),
             allocations=allocations,
             seed=seed,
             device=device,
@@ -98,17 +113,26 @@ def compare_command(
         print_document(found)
 
 
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"fractions {text!r}: write numbers from 0 to 1 with commas, such as 0.3,0.5,0.7"
+        ) from error
+
+
 def _table(found: Comparison) -> Table:
     where = "held-out data" if found.held_out else "the calibration data"
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"rank agreement with measured {found.loss_function}, and loss increase at budgets "
-        f"on {where}",
+        title=f"rank agreement with measured {found.loss_function}, and increase of "
+        f"{found.judged_by or found.loss_function} at budgets on {where}",
     )
     for column in ("estimator", "seconds", "ρ single", "τ single", "ρ whole", "τ whole"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
     for fraction in found.fractions:
-        table.add_column(f"{fraction:.0%}", justify="right")
+        table.add_column(f"{100 * fraction:.3g}%", justify="right")
     best = [min(row.losses[k] for row in found.rows) for k in range(len(found.fractions))]
     for row in found.rows:
         name = f"{row.estimator} ({row.chosen})" if row.chosen else row.estimator

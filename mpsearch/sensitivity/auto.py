@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mpsearch.errors import InputError, ModelError
+from mpsearch.formats import Option
+from mpsearch.models.dataset import DataSet
 from mpsearch.sensitivity.catalog import build
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.shards import measure_choices
@@ -24,12 +28,14 @@ FLOAT_BITS = 32.0
 
 
 class Auto(Estimator):
-    """Takes the scores of the candidate whose proposals measure best on the calibration data.
+    """Takes the candidate whose proposals measure best on inputs that its scores have not seen.
 
-    Every candidate scores the layers, proposes the allocation of least predicted loss at three
-    budgets of average weight bits (a quarter, half and three quarters of the way from the fewest to
-    the most), and each proposal is run. The candidate with the smallest geometric mean of measured
-    losses relative to the best at each budget is taken; the profile's warnings say which and why.
+    The calibration inputs are split in two at random. Every candidate scores the layers on either
+    half and proposes the allocation of least predicted loss at three budgets of average weight bits
+    (a quarter, half and three quarters of the way from the fewest to the most); each proposal is
+    run on the other half. The candidate with the smallest geometric mean of measured losses
+    relative to the best at each budget is taken and scores on all inputs; the profile's warnings
+    say which and why.
     """
 
     name: ClassVar[str] = "auto"
@@ -47,7 +53,12 @@ class Auto(Estimator):
         names = [name.strip() for name in candidates.split(",")]
         if len(names) < 2 or self.name in names:
             raise ValueError(f"candidates must be at least 2 other estimators, not {names}")
-        self._candidates = names
+        self._scorers = {name: build(name, {}) for name in names}
+
+    @property
+    def held(self) -> float:
+        """That of the candidate that holds most."""
+        return max(scorer.held for scorer in self._scorers.values())
 
     def score(self, task: ScoringTask) -> Scores:
         """Score by every candidate and keep the best one's; see the class.
@@ -57,66 +68,99 @@ class Auto(Estimator):
 
         Returns:
             The chosen candidate's scores; `statistics` holds the measured loss of every proposal.
+        """
+        refused: dict[str, str] = {}
+        folds = [self._measured(task, seen, unseen, refused) for seen, unseen in _folds(task)]
+        names = [name for name in self._scorers if name not in refused]
+        losses = np.array([[fold[name] for name in names] for fold in folds]).mean(axis=0)
+        # A divergence may be nothing at all; what is that small has no ratio.
+        floor = max(1e-12, 1e-6 * float(np.abs(losses).max()))
+        kept = np.maximum(losses, floor)
+        ratios = np.log(kept / kept.min(axis=0)).mean(axis=1)
+        chosen = names[int(np.argmin(ratios))]
+        shown = ", ".join(
+            f"{name} {math.exp(ratio):.3f}" for name, ratio in zip(names, ratios, strict=True)
+        )
+        why = (
+            f"auto took {chosen}: measured loss of its proposals over the best at three budgets, "
+            f"on inputs that its scores had not seen, is {math.exp(float(ratios.min())):.3f} (of "
+            f"all: {shown})"
+        )
+        table = {
+            f"auto_loss_at_{fraction:.0%}": dict(zip(names, column.tolist(), strict=True))
+            for fraction, column in zip(FRACTIONS, losses.T, strict=True)
+        }
+        scores = self._scorers[chosen].score(task)
+        return replace(
+            scores,
+            statistics={**scores.statistics, **table},
+            warnings=(*scores.warnings, why, *refused.values()),
+        )
+
+    def _measured(
+        self, task: ScoringTask, seen: DataSet, unseen: DataSet, refused: dict[str, str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Score on one part of the data and measure what is proposed on the other.
+
+        Returns:
+            Measured loss of every able candidate's proposals.
 
         Raises:
             InputError: No candidate can score this model and menu.
             ModelError: The model or its loss is not finite.
         """
-        found: dict[str, Scores] = {}
-        refused: list[str] = []
-        for name in self._candidates:
-            scorer = build(name, {})
+        choices: list[dict[str, Option]] = []
+        able: list[str] = []
+        for name, scorer in self._scorers.items():
+            if name in refused:
+                continue
             if task.activation_formats and not scorer.scores_activations:
-                refused.append(f"{name} scores weights only")
+                refused[name] = f"{name} scores weights only"
                 continue
             try:
-                found[name] = scorer.score(task)
+                scores = scorer.score(replace(task, data=seen))
             except ModelError:
                 raise  # a broken model is broken for every candidate
             except InputError as error:
-                refused.append(f"{name}: {error}")
-        if not found:
-            raise InputError("no candidate of auto can score this: " + "; ".join(refused))
-        measured = self._measured(task, found)
-        best = measured.min(axis=0)
-        # Losses at or below that of the float model have no ratio; they are all as good as none.
-        floor = max(1e-12, 1e-6 * float(np.abs(measured).max()))
-        ratios = np.log(np.maximum(measured, floor) / np.maximum(best, floor)).mean(axis=1)
-        names = list(found)
-        chosen = names[int(np.argmin(ratios))]
-        shown = ", ".join(
-            f"{name} {math.exp(ratio):.2f}" for name, ratio in zip(names, ratios, strict=True)
+                refused[name] = f"{name}: {error}"
+                continue
+            able.append(name)
+            choices += [_choice(task, proposal(task, scores, f)) for f in FRACTIONS]
+        if not able:
+            raise InputError("no candidate of auto can score this: " + "; ".join(refused.values()))
+        losses = measure_choices(
+            replace(task, data=unseen), choices, task.loss, "proposals of candidates"
         )
-        why = (
-            f"auto took {chosen}: measured loss of its proposals over the best at three budgets is "
-            f"{math.exp(float(ratios.min())):.2f} (of all: {shown})"
-        )
-        table = {
-            f"auto_loss_at_{fraction:.0%}": dict(zip(names, column.tolist(), strict=True))
-            for fraction, column in zip(FRACTIONS, measured.T, strict=True)
-        }
-        scores = found[chosen]
-        return replace(
-            scores,
-            statistics={**scores.statistics, **table},
-            warnings=(*scores.warnings, why, *refused),
-        )
+        return dict(zip(able, losses.reshape(len(able), len(FRACTIONS)), strict=True))
 
-    def _measured(self, task: ScoringTask, found: dict[str, Scores]) -> NDArray[np.float64]:
-        """Measure every candidate's proposals: loss increase, candidates x budgets."""
-        proposals = [
-            proposal(task, scores, fraction) for scores in found.values() for fraction in FRACTIONS
-        ]
-        choices = [
-            {
-                layer.name: task.options[column]
-                for layer, column in zip(task.layers, columns, strict=True)
-            }
-            for columns in proposals
-        ]
-        losses = measure_choices(task, [{}, *choices], task.loss, "proposals of candidates")
-        increases: NDArray[np.float64] = losses[1:] - losses[0]
-        return increases.reshape(len(found), len(FRACTIONS))
+
+def _folds(task: ScoringTask) -> list[tuple[DataSet, DataSet]]:
+    """Split the inputs in two at random: what is scored on, and what is measured on."""
+    data, count = task.data, len(task.data)
+    if count < 2:
+        return [(data, data)]
+    drawn = np.random.default_rng(task.seed).permutation(count)
+    halves = [_part(data, np.sort(half)) for half in (drawn[: count // 2], drawn[count // 2 :])]
+    return [(halves[0], halves[1]), (halves[1], halves[0])]
+
+
+def _part(data: DataSet, rows: NDArray[np.int64]) -> DataSet:
+    index = torch.from_numpy(rows).to(data.inputs.device)
+    targets = None if data.targets is None else data.targets[index]
+    return replace(
+        data,
+        inputs=data.inputs[index],
+        targets=targets,
+        held_out_inputs=None,
+        held_out_targets=None,
+        _digest=[],
+    )
+
+
+def _choice(task: ScoringTask, columns: Sequence[int]) -> dict[str, Option]:
+    return {
+        layer.name: task.options[column] for layer, column in zip(task.layers, columns, strict=True)
+    }
 
 
 def proposal(task: ScoringTask, scores: Scores, fraction: float) -> list[int]:

@@ -220,9 +220,10 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
     ),
     EstimatorInfo(
         name="auto",
-        summary="The scores of that candidate whose proposals measure best on the calibration data",
-        passes="those of its candidates (fisher_output, taylor2, measured_kl, pairwise) + 12 "
-        "forward passes over the data",
+        summary="The scores of that candidate whose proposals measure best on inputs that its "
+        "scores have not seen",
+        passes="those of its candidates (fisher_output, taylor2, measured_kl, pairwise), of the "
+        "best one twice, + 12 forward passes over the data",
         memory="that of its candidates",
         source="this project",
         scores_activations=True,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from mpsearch.engine.meter import AllocationMeter
 from mpsearch.errors import InputError, MpsearchError
+from mpsearch.losses import Loss, as_loss
 from mpsearch.menu import Wishes
 from mpsearch.pipeline import profile
 from mpsearch.progress import OnProgress, Progress, ignore_progress
@@ -46,6 +49,9 @@ class Comparison(Document):
 
     kind: Literal["comparison"] = "comparison"
     loss_function: str
+    judged_by: str | None = Field(
+        default=None, description="loss that `losses` and `float_loss` are of; null: loss_function"
+    )
     options: list[str]
     fractions: list[float] = Field(
         description="budgets: fractions of the way from the fewest to the most average weight bits"
@@ -80,11 +86,13 @@ def compare_estimators(
     estimators: Sequence[str] | None = None,
     *,
     loss: Any = None,  # noqa: ANN401
+    judged_by: Any = None,  # noqa: ANN401
     fractions: Sequence[float] = (0.3, 0.5, 0.7),
     allocations: int = 24,
     skip: Sequence[str] = (),
     seed: int = 0,
     device: str | None = None,
+    cache_dir: str | Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
     """Measure how well estimators rank what quantization does to this model, and what each costs.
@@ -95,11 +103,14 @@ def compare_estimators(
         options: Names of the options.
         estimators: Names; by default all that can tell these options apart.
         loss: As in `profile`.
+        judged_by: Loss that allocations at the budgets are measured by; None: the same one.
         fractions: Budgets, as fractions of the way from the fewest to the most average weight bits.
         allocations: Number of random whole allocations to measure.
         skip: Patterns of layers to leave in float.
         seed: Seed of everything random.
         device: As in `profile`.
+        cache_dir: Folder for finished parts of measurements, as in `profile`; what is found there
+            takes no time, which shows in the seconds.
         on_progress: Called after every step.
 
     Returns:
@@ -115,11 +126,11 @@ def compare_estimators(
         )
     grabber = _Grabber()
     common: dict[str, Any] = {"loss": loss, "wishes": Wishes(skip=skip), "seed": seed}
-    singles = profile(model, data, options, grabber, device=device, **common)
+    singles = profile(model, data, options, grabber, device=device, cache_dir=cache_dir, **common)
     task = grabber.task
     assert task is not None
     drawn, measured = _random_allocations(task, allocations)
-    judge = _Judge(task)
+    judge = _Judge(task, task.loss if judged_by is None else as_loss(judged_by))
     rows, failures = [], {}
     names = list(estimators or [entry.name for entry in known()])
     for done, name in enumerate(names, 1):
@@ -146,6 +157,7 @@ def compare_estimators(
         on_progress(Progress("profile", done, len(names), name))
     return Comparison(
         loss_function=task.loss.name,
+        judged_by=judge.loss.name,
         options=[option.name for option in task.options],
         fractions=list(fractions),
         held_out=task.data.verifies_on_held_out,
@@ -187,11 +199,10 @@ def _random_allocations(
 class _Judge:
     """Measures allocations on the part of the data for verification."""
 
-    def __init__(self, task: ScoringTask) -> None:
-        from mpsearch.engine.meter import AllocationMeter
-
+    def __init__(self, task: ScoringTask, loss: Loss) -> None:
+        self.loss = loss
         self._task = task
-        self._meter = AllocationMeter(task.quantizer, task.data.verification_batches(), task.loss)
+        self._meter = AllocationMeter(task.quantizer, task.data.verification_batches(), loss)
         self.float_loss = self._meter.measure({}).loss
 
     def __call__(self, columns: list[int]) -> float:

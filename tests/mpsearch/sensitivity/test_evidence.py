@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from torch import nn
 
@@ -12,6 +13,7 @@ from mpsearch.cli import main
 from mpsearch.sensitivity.evidence import Comparison
 
 OPTIONS = ["w2", "w4", "w8"]
+BITS = np.array([2, 4, 8])
 NAMES = ["measured_loss", "fisher_output", "kurtosis", "pairwise"]
 
 
@@ -56,17 +58,61 @@ def test_an_estimator_that_cannot_score_is_named_with_its_reason(net, data):
     assert [row.estimator for row in found.rows] == ["measured_loss"]
 
 
-def test_auto_takes_the_candidate_whose_proposals_measure_best(net, data):
+def test_auto_takes_the_candidate_whose_proposals_measure_best_on_unseen_inputs(net, exact, data):
     candidates = ["variance", "measured_loss"]
-    found = mp.profile(net, data, OPTIONS, "auto", candidates=",".join(candidates))
-    table = [found.statistics[f"auto_loss_at_{f}"] for f in ("25%", "50%", "75%")]
-    best = {
-        name: np.mean([np.log(max(c[name], 1e-9) / max(min(c.values()), 1e-9)) for c in table])
-        for name in candidates
-    }
-    chosen = min(best, key=best.get)
+    found = mp.profile(net, data, OPTIONS, "auto", candidates=",".join(candidates), seed=5)
+    drawn = np.random.default_rng(5).permutation(12)
+    halves = [torch.from_numpy(np.sort(half)) for half in (drawn[:6], drawn[6:])]
+    sizes = np.array([net.get_submodule(g).weight.numel() for g in found.groups], dtype=float)
+    losses = np.zeros((2, 3, 2))
+    for fold, (seen, unseen) in enumerate((halves, halves[::-1])):
+        part = mp.DataSet("d", exact.inputs[seen], exact.targets[seen], batch_size=5)
+        for number, name in enumerate(candidates):
+            table = mp.profile(net, part, OPTIONS, name).loss
+            for budget, fraction in enumerate((0.25, 0.5, 0.75)):
+                limit = (2 + 6 * fraction) * sizes.sum() * (1 + 1e-9)
+                best = min(
+                    (c for c in np.ndindex(3, 3, 3, 3) if sizes @ BITS[list(c)] <= limit),
+                    key=lambda c, table=table: table[np.arange(4), list(c)].sum(),
+                )
+                choice = {g: OPTIONS[c] for g, c in zip(found.groups, best, strict=True)}
+                with torch.no_grad(), mp.quantized(net, choice):
+                    output = net(exact.inputs[unseen])
+                    loss = nn.functional.cross_entropy(output, exact.targets[unseen])
+                losses[number, budget, fold] = loss.item()
+    mean = losses.mean(axis=2)
+    for budget, name in enumerate(("25%", "50%", "75%")):
+        shown = found.statistics[f"auto_loss_at_{name}"]
+        assert [shown[c] for c in candidates] == pytest.approx(mean[:, budget].tolist())
+    chosen = candidates[int(np.argmin(np.log(mean / mean.min(axis=0)).mean(axis=1)))]
     assert any(text.startswith(f"auto took {chosen}:") for text in found.warnings)
     assert np.array_equal(found.loss, mp.profile(net, data, OPTIONS, chosen).loss)
+
+
+def test_auto_scores_a_single_input_too(net, exact):
+    found = mp.profile(net, exact.inputs[:1], OPTIONS, "auto", candidates="measured_kl,kurtosis")
+    assert any("auto took" in text for text in found.warnings)
+
+
+def test_allocations_may_be_judged_by_another_loss(net, exact, data):
+    names = ["measured_loss"]
+    by_kl = mp.compare_estimators(
+        net, data, OPTIONS, names, judged_by="kl_to_float", allocations=3, fractions=[0.5]
+    )
+    by_loss = mp.compare_estimators(net, data, OPTIONS, names, allocations=3, fractions=[0.5])
+    assert by_kl.judged_by == "kl_to_float"
+    assert by_kl.float_loss == pytest.approx(0, abs=1e-12)
+    assert by_kl.rows[0].losses[0] > 0
+    assert by_kl.rows[0].losses != by_loss.rows[0].losses
+    assert by_kl.rows[0].single_spearman == by_loss.rows[0].single_spearman == 1
+
+
+def test_fractions_that_are_no_numbers_are_refused(capsys):
+    command = "estimators compare digits-resnet --data digits --options w4 --fractions 1/2"
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 2
+    assert "0.3,0.5,0.7" in capsys.readouterr().err
 
 
 def test_auto_needs_two_candidates(net, data):
