@@ -27,7 +27,8 @@ __all__ = [
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Stage = Literal["load", "profile", "price", "solve", "verify", "report"]
-STAGES: tuple[Stage, ...] = ("load", "profile", "price", "solve", "verify", "report")
+# In the order they run: a budget that cannot be met is refused before anything is scored.
+STAGES: tuple[Stage, ...] = ("load", "price", "profile", "solve", "verify", "report")
 
 FailureKind = Literal[
     "bad_input",

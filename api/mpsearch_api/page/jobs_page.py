@@ -63,7 +63,7 @@ def register(door: Door) -> None:
 
 async def _show(visit: Visit) -> None:
     with frame(visit, "Jobs"):
-        ui.button("New search", icon="add", on_click=lambda: ui.navigate.to("/new"))
+        ui.button("New search", icon="add").props("href=/new")
         table = ui.table(rows=[], columns=COLUMNS, row_key="id", pagination=20)
         table.classes("w-full").props('aria-label="Jobs" :grid="window.innerWidth < 600"')
         table.props('no-data-label="No jobs yet: start with New search"')

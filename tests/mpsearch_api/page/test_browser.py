@@ -61,12 +61,12 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
     from selenium.webdriver.common.action_chains import ActionChains
 
     browser.get(f"{server}/")
-    wait_until(lambda: "No jobs yet" in text_of(browser), 20)
-    press(browser, "New search")
-    wait_until(lambda: "Start the search" in text_of(browser) or "START" in text_of(browser), 20)
+    wait_until(lambda: "No jobs yet" in text_of(browser), 60, lambda: text_of(browser))
+    browser.find_element("css selector", "a.q-btn[href='/new']").click()
+    wait_until(lambda: "START THE SEARCH" in text_of(browser).upper(), 60, lambda: text_of(browser))
     refill(labelled(browser, "Amount"), "0.15x")
     press(browser, "Start the search")
-    wait_until(lambda: "/jobs/" in browser.current_url, 20, lambda: text_of(browser))
+    wait_until(lambda: "/jobs/" in browser.current_url, 60, lambda: text_of(browser))
     job = browser.current_url.rsplit("/", 1)[-1]
 
     bar = "[aria-labelledby=stage-profile]"
@@ -83,7 +83,7 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
 
     client = Client(server)
     found = client.result(job)
-    wait_until(lambda: len(traces(browser, 2)) > 0, 20)
+    wait_until(lambda: len(traces(browser, 2)) > 0, 60)
     pareto, *_, chosen = traces(browser, 1)
     assert len(pareto["x"]) == len(client.frontier(job).points)
     assert chosen["x"] == [pytest.approx(found.costs["weight_memory"])]
@@ -103,7 +103,7 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
     def moved() -> bool:
         return traces(browser, 1)[-1]["x"][0] > 1.2 * found.costs["weight_memory"]
 
-    wait_until(moved, 20, lambda: str(traces(browser, 1)[-1]))  # while the button is still held
+    wait_until(moved, 60, lambda: str(traces(browser, 1)[-1]))  # while the button is still held
     ActionChains(browser).release().perform()
     wait_until(lambda: "optimal" in text_of(browser), 10)
     press_expansion = browser.find_element("xpath", "//*[contains(text(), 'As a table')]")
@@ -117,7 +117,7 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
 def test_every_byte_of_the_page_comes_from_the_server_itself(server, browser):
     for path in ("/", "/new"):
         browser.get(f"{server}{path}")
-        wait_until(lambda: "mpsearch" in text_of(browser), 20)
+        wait_until(lambda: "mpsearch" in text_of(browser), 60)
         foreign = [
             name for name in browser.execute_script(TIMES) if not name.startswith((server, "data:"))
         ]
@@ -133,7 +133,7 @@ def test_on_a_phone_nothing_is_pushed_sideways_and_controls_have_names(server, b
     assert Client(server).wait(job, timeout=120).status == "succeeded"
     for path in ("/", "/new", f"/jobs/{job.id}"):
         browser.get(f"{server}{path}")
-        wait_until(lambda: len(text_of(browser)) > 200, 20)
+        wait_until(lambda: len(text_of(browser)) > 200, 60)
         wide = browser.execute_script(
             "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
@@ -170,14 +170,14 @@ def test_a_server_with_keys_shows_nothing_before_one_is_given(tmp_path, browser)
     try:
         wait_until(lambda: is_ready(address), 90)
         browser.get(f"{address}/")
-        wait_until(lambda: "Log in" in text_of(browser), 20)
+        wait_until(lambda: "Log in" in text_of(browser), 60)
         assert "New search" not in text_of(browser)
         labelled(browser, "API key").send_keys("mps_wrong_key")
         press(browser, "Log in")
-        wait_until(lambda: "not known" in text_of(browser), 20)
+        wait_until(lambda: "not known" in text_of(browser), 60)
         refill(labelled(browser, "API key"), key)
         press(browser, "Log in")
-        wait_until(lambda: "No jobs yet" in text_of(browser), 20)
+        wait_until(lambda: "No jobs yet" in text_of(browser), 60, lambda: text_of(browser))
         assert key not in browser.page_source
     finally:
         process.terminate()
