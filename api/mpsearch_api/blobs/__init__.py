@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from mpsearch_api.blobs.port import BlobStore
@@ -21,5 +23,11 @@ def open_blobs(settings: Settings) -> BlobStore:
         The blob store.
     """
     from mpsearch_api.blobs.local import LocalBlobs
+    from mpsearch_api.blobs.remote import RemoteBlobs
 
-    return LocalBlobs(settings.data_dir / "blobs")
+    url = settings.blob_url
+    if url is None:
+        return LocalBlobs(settings.data_dir / "blobs")
+    if url.startswith("file://"):
+        return LocalBlobs(Path(unquote(urlsplit(url).path)))
+    return RemoteBlobs(url, settings.data_dir / "blob-cache")

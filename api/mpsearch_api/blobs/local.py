@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -9,13 +10,14 @@ import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mpsearch.errors import DocumentError
 from mpsearch_api.blobs.port import Blob
 from mpsearch_api.faults import MissingBlobError, TooLargeError
 
-__all__ = ["CHUNK_BYTES", "LocalBlobs", "check_name"]
+__all__ = ["CHUNK_BYTES", "LocalBlobs", "check_name", "damaged"]
 
 CHUNK_BYTES = 1 << 20
 NAME = re.compile(r"[0-9a-f]{64}")
@@ -38,6 +40,14 @@ def check_name(sha256: str) -> str:
     return sha256
 
 
+def damaged(name: str, found: str) -> DocumentError:
+    """Say that a blob is not what its name says."""
+    return DocumentError(
+        f"blob {name} is damaged: its content has sha256 {found}; restore it from a backup, or "
+        "upload it again"
+    )
+
+
 class LocalBlobs:
     """A folder of blobs: `content/ab/abcd…` and, on their way in, `incoming/…`.
 
@@ -48,6 +58,7 @@ class LocalBlobs:
     def __init__(self, folder: Path) -> None:
         self._content = folder / "content"
         self._incoming = folder / "incoming"
+        self._lock = folder / "lock"
         for part in (self._content, self._incoming):
             part.mkdir(parents=True, exist_ok=True)
         # Content that was hashed since this process began, by what tells a file's state.
@@ -112,29 +123,34 @@ class LocalBlobs:
 
     def _discard(self, path: Path, limit: float) -> bool:
         """Delete a blob, unless somebody stored it again since we looked."""
-        aside = self._incoming / secrets.token_hex(16)
+        with self._locked(fcntl.LOCK_EX):
+            if _changed(path) >= limit:
+                return False
+            path.unlink(missing_ok=True)
+            return True
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Keep storing content again (shared) and deleting it (exclusive) apart."""
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return False
-        if _changed(aside) >= limit:
-            # `_publish` touched it before the rename, and counts on it.
-            aside.rename(path)
-            return False
-        aside.unlink()
-        return True
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _publish(self, partial: Path, name: str) -> None:
         path = self._path(name)
         path.parent.mkdir(exist_ok=True)
-        try:
-            # It is there already: seems young again to a clean-up that runs now.
-            os.utime(path)
-        except FileNotFoundError:
-            partial.chmod(stat.S_IRUSR | stat.S_IRGRP)
-            partial.rename(path)
-            _sync_folder(path.parent)
-            _sync_folder(self._content)
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                # It is there already: now it is young again to a clean-up of orphans.
+                os.utime(path)
+            except FileNotFoundError:
+                partial.chmod(stat.S_IRUSR | stat.S_IRGRP)
+                partial.rename(path)
+        _sync_folder(path.parent)
+        _sync_folder(self._content)
 
     def _chunks(self, path: Path, sha256: str) -> Iterator[bytes]:
         digest = hashlib.sha256()
@@ -143,10 +159,7 @@ class LocalBlobs:
                 digest.update(chunk)
                 yield chunk
         if digest.hexdigest() != sha256:
-            raise DocumentError(
-                f"blob {sha256} is damaged: its content has sha256 {digest.hexdigest()}; restore "
-                "it from a backup, or upload it again"
-            )
+            raise damaged(sha256, digest.hexdigest())
 
     def _existing(self, sha256: str) -> Path:
         path = self._path(check_name(sha256))
