@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.budgets import Budget, limit_of, parse_budgets
+from mpsearch.conversions import allocate_pairs, bounded_by_sums
 from mpsearch.errors import (
     DependencyError,
     DocumentError,
     InputError,
     MismatchError,
     UnknownNameError,
+    UnsolvedError,
 )
 from mpsearch.posing import Monotone, problem_of
 from mpsearch.refusing import least_use, refuse, refuse_below_least
@@ -79,6 +81,7 @@ def allocate(
         BudgetError: A budget cannot be read or is not positive.
         MismatchError: Profile and costs are of different models or menus.
         InfeasibleError: No allocation meets every budget; names the least achievable use.
+        UnsolvedError: None was found, and none is proven impossible.
         UnknownNameError: `monotone` is neither `keep` nor `clamp`.
     """
     if monotone not in get_args(Monotone):
@@ -88,15 +91,27 @@ def allocate(
     budgets = parse_budgets(budget)
     offered = _offered(profile, costs, [b.resource for b in budgets])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
-    problem = problem_of(profile, costs, limits, monotone, offered)
-    with translated():
-        solution = solve(
-            problem,
+
+    def solved(prices: Costs) -> Solution:
+        return solve(
+            problem_of(profile, prices, limits, monotone, offered),
             method=method,
             gap=gap,
             time_limit=time_limit,
             seed=seed,
             progress=on_solver_progress,
+        )
+
+    with translated():
+        if set(limits) & set(costs.conversions):
+            solution = allocate_pairs(costs, solved, offered, list(limits))
+        else:
+            solution = solved(costs)
+    if solution.status == "unknown" and set(limits) & set(costs.conversions):
+        raise UnsolvedError(
+            "no allocation within the budgets was found once conversions between unlike "
+            "neighbours are counted; without them there is one, so none is proven impossible. "
+            "Raise a budget, or group neighbours"
         )
     if solution.status not in _ANSWERED:
         refuse(solution, budgets, limits, costs, offered)
@@ -141,6 +156,10 @@ def frontier(
     budgets = [b for b in parse_budgets(budget) if b.resource != resource] if budget else []
     offered = _offered(profile, costs, [resource, *(b.resource for b in budgets)])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
+    if costs.conversions:
+        # A curve needs sums: those that bound the pairs around the cheapest allocation.
+        table = costs.values.get(resource, next(iter(costs.values.values())))
+        costs = bounded_by_sums(costs, np.argmin(np.where(offered, table, np.inf), axis=1))
     unlimited = {resource: costs.extreme(resource, offered, least=False)}
     problem = problem_of(profile, costs, unlimited | limits, monotone, offered)
     with translated():
@@ -317,6 +336,7 @@ def _allocation(
                 usage=usage[b.resource],
                 unit=costs.units[b.resource],
                 least=least_use(costs, b.resource, offered),
+                tolerance=costs.tolerance.get(b.resource),
                 binding_step=solution.binding_steps.get(b.resource),
             )
             for b in budgets

@@ -341,26 +341,32 @@ def _pairs(texts: list[str], option: str, form: str) -> list[tuple[str, str]]:
 
 def _show_device(found: Device) -> None:
     show(f"[bold]{found.name}[/]  {escape(found.summary)}")
-    table = _plain("figure", "value", "source")
+    table = _plain("figure", "value", "source", "confirmed")
+
+    def add(name: str, value: str, source: str, confirmed: str | None) -> None:
+        table.add_row(name, value, escape(source), escape(confirmed or "no"))
+
     for name, peak in found.peaks.items():
-        table.add_row(f"peak {name}", f"{peak.value:.4g} operations/s", escape(peak.source))
+        add(f"peak {name}", f"{peak.value:.4g} operations/s", peak.source, peak.confirmed)
     for name, figure, unit in (
         ("bandwidth", found.bandwidth, "B/s"),
         ("overhead", found.overhead, "s"),
         ("power", found.power, "W"),
     ):
         if figure is not None:
-            table.add_row(name, f"{figure.value:.4g} {unit}", escape(figure.source))
+            add(name, f"{figure.value:.4g} {unit}", figure.source, figure.confirmed)
     for widening in found.widenings:
         what = f"{', '.join(widening.narrow)} {widening.operand} run at {widening.wide}"
-        table.add_row("widening", what, escape(widening.source))
+        add("widening", what, widening.source, widening.confirmed)
     if found.energies is not None:
         per_bit = f"{found.energies.memory_per_bit:g} pJ per bit of traffic"
-        table.add_row("energies", per_bit, escape(found.energies.source))
+        add("energies", per_bit, found.energies.source, found.energies.confirmed)
     if found.luts is not None:
         fold = f"P = {found.luts.processing_elements}, Q = {found.luts.lanes}"
-        table.add_row("LUT model", fold, escape(found.luts.source))
+        add("LUT model", fold, found.luts.source, found.luts.confirmed)
     show(table)
+    if found.unconfirmed:
+        show(f"not confirmed, for the source could not be opened: {', '.join(found.unconfirmed)}")
     for note in found.notes:
         show(f"note: {escape(note)}")
 

@@ -29,6 +29,11 @@ class Figure(Record):
 
     value: float = Field(gt=0)
     source: str = Field(min_length=1, description="document and table that states it")
+    confirmed: str | None = Field(
+        default=None,
+        description="where the figure was read; null: the source could not be opened, so take it "
+        "with care",
+    )
 
 
 class Widening(Record):
@@ -38,6 +43,7 @@ class Widening(Record):
     narrow: list[str] = Field(min_length=1, description="arithmetic names that are widened")
     wide: str = Field(description="arithmetic name that they run at")
     source: str = Field(min_length=1)
+    confirmed: str | None = Field(default=None, description="as for a figure")
 
 
 class OperationEnergy(Record):
@@ -52,6 +58,7 @@ class OperationEnergy(Record):
     add: dict[str, float] = Field(default_factory=dict, description="arithmetic -> pJ")
     memory_per_bit: float = Field(description="a bit of weights or activations moved")
     source: str = Field(min_length=1)
+    confirmed: str | None = Field(default=None, description="as for a figure")
 
 
 class Device(Document):
@@ -85,6 +92,20 @@ class Device(Document):
         if not self.peaks and self.energies is None and self.luts is None:
             raise ValueError(f"{self.name} has neither peaks nor energies nor a LUT model")
         return self
+
+    @property
+    def unconfirmed(self) -> list[str]:
+        """Names of the figures whose source could not be opened."""
+        figures: dict[str, Figure | Widening | OperationEnergy | LutModel | None] = {
+            **{f"peak {name}": figure for name, figure in self.peaks.items()},
+            "bandwidth": self.bandwidth,
+            "overhead": self.overhead,
+            "power": self.power,
+            "energies": self.energies,
+            "LUT model": self.luts,
+            **{f"widening to {each.wide}": each for each in self.widenings},
+        }
+        return [name for name, each in figures.items() if each and each.confirmed is None]
 
     @property
     def resources(self) -> dict[str, str]:

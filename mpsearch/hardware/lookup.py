@@ -68,6 +68,7 @@ class HardwarePrices:
         extrapolated: Resource -> layers with a price from beyond the measured shapes.
         baseline: Resource -> cost of all layers in float32, where the device runs it.
         provenance: Resource -> where its prices come from.
+        tolerance: Resource -> largest error of its sums against whole models that were run.
         name: Name of the device.
         groups: Names of the groups.
     """
@@ -81,6 +82,7 @@ class HardwarePrices:
     unavailable: dict[str, dict[str, str]] = field(default_factory=dict)
     extrapolated: dict[str, list[str]] = field(default_factory=dict)
     baseline: dict[str, float] = field(default_factory=dict)
+    tolerance: dict[str, float] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
@@ -124,6 +126,7 @@ def price_hardware(
         units = {each: to_base(1.0, unit)[1] for each, unit in hardware.units.items()}
         provenance = dict.fromkeys(units, f"{hardware.device}: {hardware.provenance}")
         found = HardwarePrices(list(groups), units, provenance, hardware.device)
+        found.tolerance = hardware.tolerance
         counted = (by_batch and batch) or hardware.batch
     else:
         units = hardware.resources
@@ -259,6 +262,7 @@ def price_profile(profile: Profile, table: CostTable) -> Costs:
         unavailable=found.unavailable,
         origins=found.origins,
         extrapolated=found.extrapolated,
+        tolerance=found.tolerance,
         warnings=found.warnings,
         members=profile.members,
         hardware=found.name,

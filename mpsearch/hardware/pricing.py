@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError, MpsearchError, UnknownNameError
 from mpsearch.hardware.lookup import Hardware, price_hardware
+from mpsearch.hardware.neighbours import TO_INT8, with_graph
 from mpsearch.hardware.peak import PEAK_SOURCE, activation_steps
 from mpsearch.hardware.resources import (
     Workload,
@@ -18,6 +19,7 @@ from mpsearch.hardware.resources import (
     resource,
 )
 from mpsearch.hardware.schedule import record_schedule
+from mpsearch.hardware.table import CostTable
 from mpsearch.menu import Menu
 from mpsearch.models.layers import LayerSurvey
 from mpsearch.schemas import Costs
@@ -106,9 +108,10 @@ def price_survey(
             "extrapolated": {
                 k: v for k, v in device.extrapolated.items() if k in content["values"]
             },
+            "tolerance": {k: v for k, v in device.tolerance.items() if k in content["values"]},
         }
         warnings += device.warnings
-    return Costs(
+    found = Costs(
         groups=list(menu.groups),
         options=menu.names,
         fixed={"weight_memory": fixed_memory(survey, menu)},
@@ -116,6 +119,10 @@ def price_survey(
         warnings=warnings,
         **content,
     )
+    if isinstance(hardware, CostTable) and TO_INT8 in hardware.ops:
+        first = inputs[:1].expand(hardware.batch, *inputs.shape[1:]).clone()
+        return with_graph(found, hardware, module, first, menu)
+    return found
 
 
 def _add_activation_memory(

@@ -110,6 +110,11 @@ def _budgets(allocation: Allocation) -> RenderableType:
         for resource, budget in allocation.budgets.items()
         if budget.binding_step
     ]
+    steps += [
+        f"{resource} is a sum; whole models that were run differed by up to {budget.tolerance:.1%}"
+        for resource, budget in allocation.budgets.items()
+        if budget.tolerance is not None
+    ]
     fixed = allocation.fixed.get("weight_memory")
     if fixed:
         steps.append(f"beside the budget, in float32: {format_amount(fixed, 'B')} of weight_memory")

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         Measurement,
         Verification,
     )
-    from mpsearch.schemas.costs import Costs, PeakStep
+    from mpsearch.schemas.costs import Conversion, Costs, PeakStep
     from mpsearch.schemas.profile import DataRecord, InputRange, ModelRecord, Profile
 
 __all__ = [
     "Allocation",
     "Baseline",
     "BudgetUse",
+    "Conversion",
     "Costs",
     "DataRecord",
     "Frontier",
@@ -48,7 +49,7 @@ _HOMES = {
         "Measurement",
         "Verification",
     ),
-    "costs": ("Costs", "PeakStep"),
+    "costs": ("Conversion", "Costs", "PeakStep"),
     "profile": ("DataRecord", "InputRange", "ModelRecord", "Profile"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

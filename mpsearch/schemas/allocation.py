@@ -31,6 +31,11 @@ class BudgetUse(Record):
     usage: float = Field(description="in `unit`, summed exactly over the original costs")
     unit: str
     least: float = Field(description="least achievable use of this resource alone, in `unit`")
+    tolerance: float | None = Field(
+        default=None,
+        description="largest relative error of such sums against whole models that were run; "
+        "null: not checked, or exact",
+    )
     binding_step: str | None = Field(
         default=None, description="schedule step at which a peak resource peaks; null for sums"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from mpsearch.schemas.arrays import FloatMatrix
 from mpsearch.schemas.document import Document, Record
 from mpsearch.schemas.profile import ModelRecord, check_names
 
-__all__ = ["Costs", "PeakStep"]
+__all__ = ["Conversion", "Costs", "PeakStep"]
 
 
 class PeakStep(Record):
@@ -26,6 +26,15 @@ class PeakStep(Record):
         default_factory=dict,
         description="group -> what it occupies at every option; groups not named occupy nothing",
     )
+
+
+class Conversion(Record):
+    """What two neighbouring groups cost beside their own prices when their options differ."""
+
+    groups: tuple[str, str]
+    first: list[str] = Field(min_length=1, description="options of the first group that cause it")
+    second: list[str] = Field(min_length=1, description="options of the second group likewise")
+    cost: float = Field(ge=0, description="in the base unit, when both hold")
 
 
 class Costs(Document):
@@ -67,6 +76,15 @@ class Costs(Document):
         default_factory=dict,
         description="resource -> layers with a price from beyond the measured shapes",
     )
+    conversions: dict[str, list[Conversion]] = Field(
+        default_factory=dict,
+        description="resource -> what pairs of neighbours add to the sum over groups",
+    )
+    tolerance: dict[str, float] = Field(
+        default_factory=dict,
+        description="resource -> largest relative error of its sums against whole models that "
+        "were run; a resource not named was never checked",
+    )
     warnings: list[str] = Field(default_factory=list)
     members: dict[str, list[str]] = Field(default_factory=dict)
     hardware: str | None = None
@@ -97,7 +115,21 @@ class Costs(Document):
                 raise ValueError(f"origins.{resource} is not a table of groups x options")
         self._check_peaks()
         self._check_unavailable()
+        self._check_conversions()
         return self
+
+    def _check_conversions(self) -> None:
+        for resource, pairs in self.conversions.items():
+            if resource not in self.values:
+                raise ValueError(f"conversions.{resource}: no resource of that name adds up")
+            for pair in pairs:
+                unknown = set(pair.groups) - set(self.groups)
+                unknown |= (set(pair.first) | set(pair.second)) - set(self.options)
+                if unknown or pair.groups[0] == pair.groups[1]:
+                    raise ValueError(
+                        f"conversions.{resource} of {pair.groups}: not two groups, or names "
+                        f"{sorted(unknown)} that are no group or option"
+                    )
 
     def _check_peaks(self) -> None:
         for resource, steps in self.peaks.items():
@@ -168,13 +200,23 @@ class Costs(Document):
             columns: Option column of every group.
 
         Returns:
-            The exact sum over groups, or the largest step of a peak; NaN without a price.
+            The exact sum over groups and over neighbours that differ, or the largest step of a
+            peak; NaN without a price.
         """
         rows = np.arange(len(self.groups))
         if resource in self.values:
-            return math.fsum(self.values[resource][rows, columns])
+            own = self.values[resource][rows, columns]
+            return math.fsum([*own, *self._converted(resource, columns)])
         cost, base = self.peak_rows(resource)
         return _highest(cost[:, rows, columns], base)
+
+    def _converted(self, resource: str, columns: NDArray[np.integer[Any]]) -> Iterator[float]:
+        chosen = {
+            group: self.options[column] for group, column in zip(self.groups, columns, strict=True)
+        }
+        for pair in self.conversions.get(resource, ()):
+            if chosen[pair.groups[0]] in pair.first and chosen[pair.groups[1]] in pair.second:
+                yield pair.cost
 
     def extreme(
         self, resource: str, offered: NDArray[np.bool_] | None = None, *, least: bool = True
@@ -188,8 +230,8 @@ class Costs(Document):
             least: Whether the least is asked for, or the most.
 
         Returns:
-            The sum of every group's cheapest (dearest) option. For a peak, the largest step with
-            every group at its cheapest (dearest) in that step.
+            The sum of every group's cheapest (dearest) option, without what neighbours add. For a
+            peak, the largest step with every group at its cheapest (dearest) in that step.
         """
         mask = self.offered([resource]) if offered is None else offered
         fill, pick = (np.inf, np.min) if least else (-np.inf, np.max)

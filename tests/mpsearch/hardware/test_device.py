@@ -118,6 +118,37 @@ def test_luts_follow_the_formula() -> None:
         )
 
 
+def test_minifloats_on_an_fpga_are_multiplied_exactly() -> None:
+    """The register is as wide as the exact product: counted here from the formats' own grids."""
+    model = device("fpga-minifloat-exact")
+    one = Layer("o", "linear", (1, 1), 1, (1, 1), (1, 1))
+    for name in ("fp4_e2m1", "fp6_e3m2", "e3m4"):
+        option = parse_option(f"w:{name}/a:{name}")
+        values = sorted(v for v in option.weight.grid.values() if v > 0)
+        # In units of the smallest product, the largest one needs so many bits, and a sign.
+        exact = math.ceil(math.log2((values[-1] / values[0]) ** 2 + 1)) + 1
+        grid = option.weight.grid
+        width = 2 * (grid.mantissa + 1) + 2 * (2**grid.exponent - 2) + 1
+        assert width in {exact, exact + 1}
+        assert model.price("luts", one, option, 1) > 300
+    luts = {
+        o: model.price("luts", CONV, parse_option(o), 1)
+        for o in ("w:fp4_e2m1/a:fp4_e2m1", "w:e4m3/a:e4m3", "w4a4")
+    }
+    assert luts["w4a4"] < luts["w:fp4_e2m1/a:fp4_e2m1"] < luts["w:e4m3/a:e4m3"]
+    finn = device("fpga-finn-mvau")
+    assert luts["w4a4"] == finn.price("luts", CONV, parse_option("w4a4"), 1)
+    assert isinstance(model.price("luts", CONV, parse_option("w:e4m3/a:int4"), 1), str)
+
+
+def test_figures_whose_source_was_not_opened_are_named() -> None:
+    assert device("nvidia-a100-80gb").unconfirmed == []
+    assert device("nvidia-jetson-agx-orin").unconfirmed == ["bandwidth"]
+    assert device("intel-xeon-8480-amx").unconfirmed == ["peak fp32"]
+    assert device("fpga-minifloat-exact").unconfirmed == ["LUT model"]
+    assert "int8" in device("samsung-exynos-2400-npu").peaks
+
+
 def test_formats_are_told_apart_by_the_arithmetic_they_need() -> None:
     names = {
         "w8a8": "int8",
