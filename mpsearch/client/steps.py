@@ -148,7 +148,7 @@ Step = Send | Open | Read | Sleep | Work | Emit
 Flow = Generator[Step, Any, Result]
 
 
-def call_of(method: str, path: str, **query: object) -> Call:
+def call_of(method: str, path: str, /, **query: object) -> Call:
     """Write a request without a body.
 
     Args:
