@@ -7,7 +7,6 @@ have 16 bits there, always.
 
 from __future__ import annotations
 
-import ast
 import pprint
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from mpsearch.errors import InputError
 from mpsearch.export.protocol import Request
 from mpsearch.export.targets.naming import integer_name, option_name
+from mpsearch.export.targets.python_literal import read_literal
 from mpsearch.formats import Integer
 
 __all__ = ["parse", "render"]
@@ -74,8 +74,7 @@ def render(request: Request) -> str:
 
 def parse(text: str) -> dict[str, str]:
     """Read layer -> option; the file is read as a literal and never run."""
-    assigned = next(s for s in ast.parse(text).body if isinstance(s, ast.Assign))
-    bits: Mapping[str, int] = next(iter(ast.literal_eval(assigned.value).values()))
+    bits: Mapping[str, int] = next(iter(read_literal(text).values()))
     found = {}
     for key in bits:
         layer = _layer(key)

@@ -6,12 +6,12 @@ not. Entries are applied in order, so the first one switches every quantizer off
 
 from __future__ import annotations
 
-import ast
 import pprint
 from typing import Any
 
 from mpsearch.export.protocol import Request
 from mpsearch.export.targets.naming import integer_name, option_name, with_sharing
+from mpsearch.export.targets.python_literal import read_literal
 from mpsearch.formats import Format, Integer, get
 
 __all__ = ["parse", "render"]
@@ -46,7 +46,7 @@ def render(request: Request) -> str:
 def parse(text: str) -> dict[str, str]:
     """Read layer -> option; the file is read as a literal and never run."""
     found: dict[str, dict[str, str]] = {}
-    for entry in _literal(text)["quant_cfg"]:
+    for entry in read_literal(text)["quant_cfg"]:
         layer, _, quantizer = entry["quantizer_name"].rpartition(".")
         if not layer:
             continue
@@ -58,14 +58,6 @@ def parse(text: str) -> dict[str, str]:
         layer: option_name(parts["weight_quantizer"], parts["input_quantizer"])
         for layer, parts in found.items()
     }
-
-
-def _literal(text: str) -> dict[str, Any]:
-    for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Assign):
-            found: dict[str, Any] = ast.literal_eval(statement.value)
-            return found
-    raise ValueError("no assignment in it")
 
 
 def _attributes(spec: Format, *, is_weight: bool) -> dict[str, Any]:
