@@ -135,12 +135,11 @@ def _make_engine(url: str) -> Engine:
             skip_autocommit_rollback=True,
             connect_args={"connect_timeout": 10},
         )
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    if parsed.get_backend_name() != "sqlite" or parsed.database in {None, "", ":memory:"}:
         raise InputError(
             f"database {parsed.render_as_string()!r} is neither sqlite:///FILE nor postgresql://…"
         )
-    if parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         parsed,
         pool_size=POOL_KEPT,
