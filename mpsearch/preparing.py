@@ -14,7 +14,14 @@ from mpsearch.formats import parse_option
 from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.layers import evaluation_mode, find_layers, forward
-from mpsearch.models.registry import ModelLike, NamedModel, as_data, as_model, on_device
+from mpsearch.models.registry import (
+    ModelLike,
+    NamedModel,
+    as_data,
+    as_model,
+    check_fit,
+    on_device,
+)
 from mpsearch.quantize import Quantizer
 from mpsearch.ranges import activation_formats, known_ranges, saved_ranges, settles
 from mpsearch.schemas import Allocation, Profile
@@ -85,4 +92,7 @@ def loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedM
     if device is not None:
         named = replace(named, module=on_device(named.module, device))
     first = next(named.module.parameters(), None)
-    return named, dataset.to(first.device if first is not None else "cpu")
+    dataset = dataset.to(first.device if first is not None else "cpu")
+    if named.limits is not None:
+        check_fit(named, dataset)
+    return named, dataset

@@ -14,16 +14,24 @@ from torch import fx, nn
 from mpsearch.errors import InputError, ModelError
 from mpsearch.models.exported_archive import ExportedArchive, read_archive
 from mpsearch.models.exported_layers import as_layer
-from mpsearch.models.named import InputForm, NamedModel
+from mpsearch.models.named import (
+    MAX_INPUTS,
+    InputForm,
+    NamedModel,
+    argument_name,
+    fixed_batch_note,
+)
 from mpsearch.models.specs import ModelSpec, SpecPolicy, file_type
 from mpsearch.models.weights_file import check_finite
 
 __all__ = ["load_exported"]
 
 MAX_NODES = 50_000
+MAX_DEPTH = 8
+_GRADIENT_MODE = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 _TARGET = re.compile(
-    r"torch\.ops\.aten\.([a-z][A-Za-z0-9_]*|_softmax|_log_softmax|_to_copy"
-    r"|_unsafe_view)\.([A-Za-z][A-Za-z0-9_]*)"
+    r"torch\.ops\.aten\.([a-z][A-Za-z0-9_]*|__(?:and|or|xor|lshift|rshift)__|_grouped_mm"
+    r"|_log_softmax|_softmax|_to_copy|_unsafe_view)\.([A-Za-z][A-Za-z0-9_]*)"
 )
 # Reads files; shows memory of others; changes what tensors are made of.
 _FORBIDDEN = {"from_file", "set_", "set_data", "resize_", "resize_as_", "record_stream"}
@@ -34,10 +42,11 @@ _PLAIN = {"as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "
 
 @file_type(".pt2")
 def load_exported(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
-    """Load a `torch.export` archive of one input; nothing in it is unpickled or evaluated.
+    """Load a `torch.export` archive; nothing in it is unpickled or evaluated.
 
     Convolutions, linear layers and embeddings of stored weights become the layers they were, under
-    the names of their parameters; everything else stays the ATen operation that was exported.
+    the names of their parameters; everything else stays the ATen operation that was exported. A
+    model of several inputs takes them by the names that they were exported with.
 
     Args:
         spec: The path.
@@ -57,14 +66,16 @@ def load_exported(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
         )
     path = policy.path(spec.body)
     archive = read_archive(path)
+    rebuilding = _Rebuilding(path, archive)
     try:
-        module, form = _Rebuilding(path, archive).module()
+        module, form = rebuilding.module()
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} has a graph that cannot be read: {type(error).__name__}: {str(error)[:200]}"
         ) from error
     check_finite(dict(module.state_dict()), str(path))
-    return NamedModel(spec.text, module, form)
+    notes = () if rebuilding.batch is None else (fixed_batch_note(spec.body, rebuilding.batch),)
+    return NamedModel(spec.text, module, form, notes, policy.limits)
 
 
 @dataclass
@@ -75,13 +86,15 @@ class _Rebuilding:
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
+    entered: fx.Node | None = None
+    device: fx.Node | None = None
+    batch: int | None = None
+    _depth: int = 0
 
     def module(self) -> tuple[nn.Module, InputForm | None]:
         """Build the module and say what it takes."""
         described = self.archive.graph_module
         nodes = described["graph"]["nodes"]
-        if len(nodes) > MAX_NODES:
-            raise ModelError(f"{self.path} has {len(nodes):,} operations; at most {MAX_NODES:,}")
         form = self._inputs(described)
         for node in nodes:
             self._operation(node)
@@ -104,12 +117,17 @@ class _Rebuilding:
         for spec in described["signature"]["output_specs"]:
             if set(spec) != {"user_output"}:
                 raise ModelError(f"{self.path} changes its own buffers, which is not accepted")
-        if len(entered) != 1:
-            raise ModelError(f"{self.path} has {len(entered)} inputs; models of one are accepted")
-        self.values[entered[0]] = self.graph.placeholder("inputs")
+        if not 1 <= len(entered) <= MAX_INPUTS:
+            raise ModelError(f"{self.path} has {len(entered)} inputs; 1 to {MAX_INPUTS} are taken")
+        for name in entered:
+            argument = "inputs" if len(entered) == 1 else argument_name(name)
+            self.values[name] = self.graph.placeholder(argument)
+        self.entered = self.values[entered[0]]
         sizes = described["graph"]["tensor_values"][entered[0]]
+        self.batch = sizes["sizes"][0].get("as_int") if sizes["sizes"] else None
         shape = [each.get("as_int") for each in sizes["sizes"][1:]]
-        if sizes["dtype"] != 7 or not shape or not all(type(n) is int for n in shape):
+        known = shape and all(type(n) is int for n in shape)
+        if len(entered) > 1 or sizes["dtype"] != 7 or not known:
             return None
         return InputForm(tuple(shape))
 
@@ -135,9 +153,14 @@ class _Rebuilding:
         return home
 
     def _operation(self, node: dict[str, Any]) -> None:
+        if len(self.graph.nodes) > MAX_NODES:
+            raise ModelError(f"{self.path} has more than {MAX_NODES:,} operations")
         target = str(node["target"])
         if target.startswith("torch.ops.aten._assert_") and not node["outputs"]:
             return  # what was true of the exporter's inputs; the operations check for themselves
+        if target == _GRADIENT_MODE:
+            self._inlined(node)
+            return
         function, schema = self._function(target)
         given = {each["name"]: each["arg"] for each in node["inputs"]}
         layer = as_layer(target, given, self.stored, self.root)
@@ -147,6 +170,36 @@ class _Rebuilding:
             args, kwargs = self._arguments(node, schema)
             made = self.graph.call_function(function, args, kwargs)
         self._name_outputs(node["outputs"], made)
+
+    def _inlined(self, node: dict[str, Any]) -> None:
+        """Write a part that ran with gradients switched on or off into the graph itself."""
+        enabled, part, *given = [each["arg"] for each in node["inputs"]]
+        graph = part["as_graph"]["graph"]
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ModelError(f"{self.path} nests parts more than {MAX_DEPTH} deep")
+        outer = self.values, self.stored
+        inner: tuple[dict[str, Any], dict[str, str]] = {}, {}
+        for name, argument in zip(graph["inputs"], given, strict=True):
+            ((kind, value),) = name.items()
+            known = argument.get("as_tensor", {}).get("name")
+            if known in self.stored:
+                inner[1][value["name"]] = self.stored[known]
+            else:
+                inner[0][value["name" if kind == "as_tensor" else "as_name"]] = self._value(
+                    argument
+                )
+        self.values, self.stored = inner
+        for each in graph["nodes"]:
+            self._operation(each)
+        made = [self._value(each) for each in graph["outputs"]]
+        self.values, self.stored = outer
+        self._depth -= 1
+        for output, value in zip(node["outputs"], made, strict=True):
+            kept = value
+            if not enabled["as_bool"]:
+                kept = self.graph.call_function(torch.ops.aten.detach.default, (value,))
+            self.values[output["as_tensor"]["name"]] = kept
 
     def _name_outputs(self, outputs: list[dict[str, Any]], made: fx.Node) -> None:
         if not outputs:
@@ -211,9 +264,20 @@ class _Rebuilding:
             return self._size(value)
         if kind == "as_sym_ints":
             return [self._size(each) for each in value]
-        if kind == "as_scalar_type":
-            return _SCALAR_TYPES[value]
+        if kind == "as_optional_tensor":
+            return self._value(value)
+        if kind in _ENUMERATIONS and value in _ENUMERATIONS[kind]:
+            return _ENUMERATIONS[kind][value]
+        if kind == "as_device":
+            return self._device()
         raise ModelError(f"{self.path} has an argument of kind {kind[:40]}, which is not accepted")
+
+    def _device(self) -> fx.Node:
+        """Where the input is, whatever device the model was exported on."""
+        if self.device is None:
+            with self.graph.inserting_after(self.entered):
+                self.device = self.graph.call_function(getattr, (self.entered, "device"))
+        return self.device
 
     def _size(self, value: dict[str, Any]) -> Any:  # noqa: ANN401
         return value["as_int"] if "as_int" in value else self.values[value["as_name"]]
@@ -224,15 +288,25 @@ class _Rebuilding:
         return self.values[name]
 
 
-_SCALAR_TYPES = {
-    1: torch.uint8,
-    2: torch.int8,
-    3: torch.int16,
-    4: torch.int32,
-    5: torch.int64,
-    6: torch.float16,
-    7: torch.float32,
-    8: torch.float64,
-    12: torch.bool,
-    13: torch.bfloat16,
+# Numbers of the schema, version 8 (torch/_export/serde/schema.py).
+_ENUMERATIONS: dict[str, dict[int, Any]] = {
+    "as_scalar_type": {
+        1: torch.uint8,
+        2: torch.int8,
+        3: torch.int16,
+        4: torch.int32,
+        5: torch.int64,
+        6: torch.float16,
+        7: torch.float32,
+        8: torch.float64,
+        12: torch.bool,
+        13: torch.bfloat16,
+    },
+    "as_memory_format": {
+        1: torch.contiguous_format,
+        2: torch.channels_last,
+        3: torch.channels_last_3d,
+        4: torch.preserve_format,
+    },
+    "as_layout": {7: torch.strided},
 }

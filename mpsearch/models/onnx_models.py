@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from mpsearch.errors import DependencyError, ModelError
-from mpsearch.models.named import InputForm, NamedModel
+from mpsearch.models.named import (
+    MAX_INPUTS,
+    InputForm,
+    NamedModel,
+    argument_name,
+    fixed_batch_note,
+)
 from mpsearch.models.onnx_scan import scan_onnx
 from mpsearch.models.specs import ModelSpec, SpecPolicy, file_type
 from mpsearch.models.weights_file import check_finite
@@ -24,7 +30,7 @@ __all__ = ["load_onnx"]
 
 @file_type(".onnx")
 def load_onnx(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
-    """Load an ONNX file as a torch module with one floating-point or integer input.
+    """Load an ONNX file as a torch module; one of several inputs takes them by their names.
 
     Layers are called by the names of their nodes, with every character but letters, digits and
     underscores replaced. Products with a stored matrix become linear layers.
@@ -58,6 +64,7 @@ def load_onnx(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
         _refuse_unknown_operators(path, proto)
         _rename_nodes(proto)
         module: nn.Module = convert(proto)
+        _name_inputs(module, [each.name for each in _entering(proto)])
         _products_as_linear(module)
     except ModelError:
         raise
@@ -68,25 +75,38 @@ def load_onnx(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
             f"{path} cannot be converted: {type(error).__name__}: {first_line[:300]}"
         ) from error
     check_finite(dict(module.state_dict()), str(path))
-    return NamedModel(spec.text, module, form, notes)
+    return NamedModel(spec.text, module, form, notes, policy.limits)
+
+
+def _entering(proto: ModelProto) -> list[Any]:
+    stored = {each.name for each in proto.graph.initializer}
+    return [each for each in proto.graph.input if each.name not in stored]
+
+
+def _name_inputs(module: Any, names: list[str]) -> None:  # noqa: ANN401 - a GraphModule
+    """Let the inputs of a model that has several be given by the names of the file."""
+    if len(names) < 2:
+        return
+    entering = [node for node in module.graph.nodes if node.op == "placeholder"]
+    arguments = [argument_name(name) for name in names]
+    if len(set(arguments)) < len(arguments) or len(entering) != len(arguments):
+        raise ModelError(f"the inputs {', '.join(names)[:200]} cannot be told apart by name")
+    for node, argument in zip(entering, arguments, strict=True):
+        node.target = argument
+    module.recompile()
 
 
 def _input_form(path: str, proto: ModelProto) -> tuple[InputForm | None, tuple[str, ...]]:
-    stored = {each.name for each in proto.graph.initializer}
-    entered = [each for each in proto.graph.input if each.name not in stored]
-    if len(entered) != 1:
-        names = ", ".join(each.name[:40] for each in entered[:8])
-        raise ModelError(f"{path} has {len(entered)} inputs ({names}); models of one are accepted")
+    entered = _entering(proto)
+    if not 1 <= len(entered) <= MAX_INPUTS:
+        raise ModelError(f"{path} has {len(entered)} inputs; 1 to {MAX_INPUTS} are taken")
     tensor = entered[0].type.tensor_type
     sizes = [each.dim_value if each.HasField("dim_value") else 0 for each in tensor.shape.dim]
     notes: tuple[str, ...] = ()
     if sizes and sizes[0] > 0:
-        notes = (
-            f"{path} was exported for batches of {sizes[0]}; other sizes may be refused by "
-            "the model, so export it with a dynamic batch axis",
-        )
+        notes = (fixed_batch_note(path, sizes[0]),)
     # Integers may be token ids, but the file does not say below what.
-    if len(sizes) < 2 or min(sizes[1:]) <= 0 or tensor.elem_type != 1:
+    if len(entered) > 1 or len(sizes) < 2 or min(sizes[1:]) <= 0 or tensor.elem_type != 1:
         return None, notes
     return InputForm(tuple(sizes[1:])), notes
 

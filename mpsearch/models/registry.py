@@ -27,7 +27,7 @@ from mpsearch.models.batches import gathered
 from mpsearch.models.data_specs import known_data, load_data_spec
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.named import NamedModel
-from mpsearch.models.running import evaluation_mode, forward
+from mpsearch.models.running import first_output
 from mpsearch.models.specs import LOCAL, SpecPolicy, known_architectures, load_spec
 
 __all__ = [
@@ -134,13 +134,14 @@ def check_fit(named: NamedModel, data: DataSet) -> None:
         data: The data.
 
     Raises:
-        DataError: The model refuses the input, or a label is beyond its classes.
+        DataError: The model refuses the input, a label is beyond its classes, or a batch would pass
+            the limits of a model out of a file.
     """
     try:
-        with torch.no_grad(), evaluation_mode(named.module):
-            output = forward(named.module, data.inputs[:1])
+        output = first_output(named, data.inputs[:1], data.batch_size)
     except DataError as error:
         wanted = f"; {named.name} takes {named.inputs}" if named.inputs else ""
+        wanted += "".join(f"; {note}" for note in named.notes if named.limits is not None)
         raise DataError(f"data {data.name!r} does not fit the model: {error}{wanted}") from error
     targets = data.targets
     if targets is None or targets.is_floating_point() or output.ndim != 2 or targets.ndim != 1:

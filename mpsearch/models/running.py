@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.fields import FieldTensor, unpack_fields
+from mpsearch.models.named import NamedModel
+from mpsearch.models.run_limits import LimitedRun
 
-__all__ = ["evaluation_mode", "forward"]
+__all__ = ["evaluation_mode", "first_output", "forward"]
 
 
 class evaluation_mode:  # noqa: N801 - reads as a keyword: `with evaluation_mode(model):`
@@ -69,3 +72,31 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     if not isinstance(found, Tensor):
         raise ModelError(f"the model returns {type(output).__name__}; a tensor is needed")
     return found
+
+
+def first_output(named: NamedModel, inputs: Tensor, batch_size: int = 1) -> Tensor:
+    """Run a model for the first time, under its limits if its graph came out of a file.
+
+    Args:
+        named: The model; run in evaluation mode without gradients.
+        inputs: One input, `[1, ...]`.
+        batch_size: How many inputs will run at once later.
+
+    Returns:
+        The output.
+
+    Raises:
+        DataError: A batch is expected to take more memory than allowed.
+    """
+    with torch.no_grad(), evaluation_mode(named.module) as module:
+        if named.limits is None:
+            return forward(module, inputs)
+        with LimitedRun(named.limits, named.name) as run:
+            output = forward(module, inputs)
+    allowed = named.limits.memory
+    if batch_size > 1 and run.peak * batch_size > allowed:
+        raise DataError(
+            f"one input takes up to {run.peak:,} bytes while {named.name} runs, so {batch_size} at "
+            f"once may pass the {allowed:,} allowed; use batches of {allowed // run.peak}"
+        )
+    return output

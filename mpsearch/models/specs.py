@@ -28,6 +28,7 @@ from torch import nn
 
 from mpsearch.errors import InputError, ModelError, UnknownNameError
 from mpsearch.models.named import InputForm, NamedModel
+from mpsearch.models.run_limits import DEFAULT_RUN_LIMITS, RunLimits
 from mpsearch.models.weights_file import load_weights
 
 __all__ = [
@@ -54,6 +55,7 @@ class SpecPolicy:
         allow_paths: Whether a spec may name files and folders.
         trusted: Whether the caller vouches for `.pt2` archives, whose graph is a program.
         allow_downloads: Whether `transformers:ORGANIZATION/NAME` may be fetched from the hub.
+        limits: What one input may cost when a model runs whose graph came out of a file.
         files: Name -> file or folder that `upload:NAME` stands for. The name's suffix says what
             the file is; the path may have any. Such files need no `allow_paths`.
     """
@@ -62,6 +64,7 @@ class SpecPolicy:
     allow_paths: bool = False
     trusted: bool = False
     allow_downloads: bool = False
+    limits: RunLimits = DEFAULT_RUN_LIMITS
     files: Mapping[str, Path] = field(default_factory=dict)
 
     def path(self, text: str) -> Path:

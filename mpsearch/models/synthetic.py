@@ -12,7 +12,7 @@ from mpsearch.errors import DataError, InputError
 from mpsearch.models.data_specs import DataRequest, data_scheme, whole_number
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.named import InputForm, NamedModel
-from mpsearch.models.running import evaluation_mode, forward
+from mpsearch.models.running import evaluation_mode, first_output, forward
 
 __all__ = ["distilled_inputs", "load_synthetic", "random_inputs"]
 
@@ -51,6 +51,7 @@ def load_synthetic(request: DataRequest) -> DataSet:
     inputs = random_inputs(form, count, request.seed).to(device)
     kind = "random tokens" if form.vocabulary is not None else "Gaussian noise"
     batch = whole_number(request, "batch", 32, 65_536)
+    first_output(request.model, inputs[:1], min(batch, count))
     if form.vocabulary is None and _statistics(module):
         parts = [distilled_inputs(module, part, steps) for part in torch.split(inputs, batch)]
         inputs, kind = torch.cat(parts), "BatchNorm statistics"

@@ -279,7 +279,7 @@ def _check_size(kind: Any, config: Any, folder: CheckedFolder) -> None:  # noqa:
     """Build the model without memory first: a configuration may ask for any amount of it."""
     with torch.device("meta"):
         built = kind(copy.deepcopy(config))
-    values = sum(parameter.numel() for parameter in built.parameters())
+    values = sum(each.numel() for each in (*built.parameters(), *built.buffers()))
     if values > folder.weights + SLACK:
         raise ModelError(
             f"{folder.path / 'config.json'} describes {values:,} weights, the files hold "

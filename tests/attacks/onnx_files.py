@@ -117,9 +117,19 @@ def foreign_operator(path: Path) -> None:
     path.write_bytes(small_model(nodes).SerializeToString())
 
 
-def two_inputs(path: Path) -> None:
+def hundred_inputs(path: Path) -> None:
     model = small_model()
-    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+    for number in range(100):
+        info = helper.make_tensor_value_info(f"z{number}", TensorProto.FLOAT, [1])
+        model.graph.input.append(info)
+    path.write_bytes(model.SerializeToString())
+
+
+def inputs_of_one_name(path: Path) -> None:
+    """Different in the file, the same once they are plain."""
+    model = small_model()
+    for name in ("a.b", "a/b"):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
     path.write_bytes(model.SerializeToString())
 
 
@@ -155,7 +165,8 @@ ATTACKS: dict[str, tuple[Maker, str]] = {
         (shape_overflow, "cannot be converted"),
         (nan_weights, "NaN"),
         (foreign_operator, r"ai\.onnx\.contrib\.PyOp"),
-        (two_inputs, "2 inputs"),
+        (hundred_inputs, "101 inputs"),
+        (inputs_of_one_name, "told apart"),
         (endless_varint, "broken"),
         (truncated, "ends within|broken"),
         (empty, "0 bytes"),

@@ -53,6 +53,23 @@ def test_the_name_of_a_node_never_becomes_code(quote: str, tmp_path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["z=open('canary', 'w')", "z\n    import os", "self", "lambda", ""]
+)
+def test_the_name_of_an_input_never_becomes_code(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx_files.small_model()
+    model.graph.input.append(helper.make_tensor_value_info(name, onnx_files.TensorProto.FLOAT, [1]))
+    (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
+    try:
+        module = as_model("evil.onnx").module
+    except InputError:
+        module = None
+    if module is not None:
+        assert module(torch.ones(1, 3), torch.ones(1)).tolist() == [[6.0, 9.0]]
+    assert not (tmp_path / "canary").exists()
+
+
 def _mutated(good: bytes, seed: int) -> bytes:
     draw = random.Random(seed)
     content = bytearray(good)

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import mpsearch as mp
-from mpsearch.errors import InputError, ModelError
+from mpsearch.errors import DataError, InputError, ModelError
 from mpsearch.models.digits import digits_resnet
 from mpsearch.models.layers import find_layers
 from mpsearch.models.named import InputForm
-from mpsearch.models.registry import as_model
+from mpsearch.models.registry import as_data, as_model, check_fit
+from mpsearch.models.running import forward
 from mpsearch.models.specs import SpecPolicy
 
 TRUSTED = SpecPolicy(allow_paths=True, trusted=True)
@@ -109,11 +110,81 @@ def test_torchvision_networks_survive(tmp_path) -> None:
     assert len(find_layers(named.module, (inputs, None)).layers) == count
 
 
-def test_a_model_of_two_inputs_or_that_changes_its_buffers_is_refused(tmp_path) -> None:
-    class Two(nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return x + y
+class Language(nn.Module):
+    """What language models add: sizes and devices made on the run, and parts without gradients."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            places = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32)
+            scale = self.embed.weight.sum()
+        seen = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        weights = (seen & (ids > 2)[:, None]).float()
+        return self.head(weights @ (self.embed(ids) * (places[:, None] * scale).cos()))
+
+
+def test_parts_without_gradients_are_written_into_the_graph(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = Language()
+    ids = torch.randint(20, (3, 9))
+    named = as_model(export(model, ids, tmp_path / "m.pt2"), TRUSTED)
+    other = torch.randint(20, (5, 9))
+    torch.testing.assert_close(named.module(other), model(other))
+    for each in (model, named.module):
+        each(other).square().sum().backward()
+    assert model.embed.weight.grad is not None
+    torch.testing.assert_close(named.module.embed.weight.grad, model.embed.weight.grad)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "BertModel", "ViTForImageClassification"])
+def test_networks_of_transformers_survive(name: str, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind = getattr(transformers, name)
+    config = kind.config_class(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        image_size=16,
+        patch_size=8,
+        vocab_size=40,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    inputs = torch.randn(1, 3, 16, 16) if "ViT" in name else torch.randint(40, (1, 12))
+    torch.export.save(torch.export.export(model, (inputs,)), tmp_path / "m.pt2")
+    named = as_model(str(tmp_path / "m.pt2"), TRUSTED)
+    torch.testing.assert_close(forward(named.module, inputs), forward(model, inputs))
+    found, wanted = (find_layers(each, (inputs, None)).layers for each in (named.module, model))
+    assert {each.name for each in found} == {each.name for each in wanted}
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.fc(x * mask)
+
+
+def test_a_model_of_two_inputs_takes_them_by_name(tmp_path) -> None:
+    model, x, mask = Two(), torch.randn(4, 3), torch.tensor([[1.0, 0, 1]]).repeat(4, 1)
+    torch.export.save(torch.export.export(model, (x, mask)), tmp_path / "two.pt2")
+    named = as_model(str(tmp_path / "two.pt2"), TRUSTED)
+    data = as_data({"x": x, "mask": mask})
+    torch.testing.assert_close(forward(named.module, data.inputs), model(x, mask))
+    with pytest.raises(DataError, match="'mask'"):
+        forward(named.module, x)
+
+
+def test_a_model_that_changes_its_buffers_is_refused(tmp_path) -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -124,10 +195,16 @@ def test_a_model_of_two_inputs_or_that_changes_its_buffers_is_refused(tmp_path) 
             return x + self.seen
 
     x = torch.ones(2)
-    torch.export.save(torch.export.export(Two(), (x, x)), tmp_path / "two.pt2")
-    with pytest.raises(ModelError, match="2 inputs"):
-        as_model(str(tmp_path / "two.pt2"), TRUSTED)
     program = torch.export.export(Counts(), (x,)).run_decompositions()
     torch.export.save(program, tmp_path / "counts.pt2")
     with pytest.raises(ModelError, match="changes its own buffers"):
         as_model(str(tmp_path / "counts.pt2"), TRUSTED)
+
+
+def test_an_export_for_one_batch_size_says_so_where_it_fails(tmp_path) -> None:
+    inputs = torch.zeros(5, 3)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Flatten(0), nn.Unflatten(0, (5, 2)))
+    torch.export.save(torch.export.export(model, (inputs,)), tmp_path / "five.pt2")
+    named = as_model(str(tmp_path / "five.pt2"), TRUSTED)
+    with pytest.raises(DataError, match="exported for batches of 5"):
+        check_fit(named, as_data(inputs))

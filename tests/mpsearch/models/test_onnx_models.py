@@ -11,7 +11,8 @@ import mpsearch as mp
 from mpsearch.errors import ModelError
 from mpsearch.models.named import InputForm
 from mpsearch.models.onnx_scan import OnnxLimits, scan_onnx
-from mpsearch.models.registry import as_model
+from mpsearch.models.registry import as_data, as_model
+from mpsearch.models.running import forward
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx2torch")
@@ -123,3 +124,24 @@ def test_counts_of_a_scan_are_those_of_the_parsed_file(digits_onnx) -> None:
 def test_a_missing_file_is_a_clear_error(tmp_path) -> None:
     with pytest.raises(ModelError, match="no ONNX file"):
         as_model(str(tmp_path / "none.onnx"))
+
+
+def test_a_model_of_two_inputs_takes_them_by_the_names_of_the_file(tmp_path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.fc(x * mask)
+
+    model, x, mask = Two(), torch.randn(4, 3), torch.tensor([[1.0, 0, 1]]).repeat(4, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (x, mask), tmp_path / "m.onnx", dynamo=False, input_names=["x:0", "mask:0"]
+        )
+    named = as_model(str(tmp_path / "m.onnx"))
+    # Names in another order, since the order in which a mapping names them must not matter.
+    data = as_data({"mask_0": mask, "x_0": x})
+    torch.testing.assert_close(forward(named.module, data.inputs), model(x, mask))
