@@ -176,13 +176,13 @@ class Answer:
                 self._draw()
 
     def _draw(self) -> None:
-        shown = self.shown
-        use = shown.costs.get(self.frontier.resource, float("nan"))
-        unit = self.frontier.unit
-        amount = human_size(use) if unit == "B" else f"{use:.4g} {unit}"
+        shown, unit = self.shown, self.frontier.unit
+        asked = shown.budgets.get(self.frontier.resource)
+        within = "" if asked is None else f"within {_amount(asked.limit, unit)}: "
+        use = _amount(shown.costs.get(self.frontier.resource, float("nan")), unit)
         proof = f", gap {shown.gap:.1e}" if shown.gap else ""
         self.words.set_text(
-            f"{shown.status}{proof}: {amount}, predicted loss {shown.predicted_loss:+.4g}"
+            f"{within}{shown.status}{proof}, uses {use}, predicted loss {shown.predicted_loss:+.4g}"
         )
         self.curve.update_figure(frontier_figure(self.frontier, shown))
         self.bits.update_figure(bits_figure(shown, self.profile))
@@ -219,3 +219,7 @@ class Answer:
     def _download_shown(self) -> None:
         text = self.shown.model_dump_json(indent=1)
         ui.download.content(text.encode(), "allocation.json", "application/json")
+
+
+def _amount(amount: float, unit: str) -> str:
+    return human_size(amount) if unit == "B" else f"{amount:.4g} {unit}"

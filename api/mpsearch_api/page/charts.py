@@ -15,7 +15,7 @@ Figure = dict[str, Any]
 # Okabe and Ito (2008), "Color Universal Design": told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 GRID = "rgba(128,128,128,0.25)"
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d"]}
+CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def colour_of(option: str, options: list[str]) -> str:
