@@ -10,7 +10,7 @@ from typing import Any
 from mpsearch.allocating import Monotone, allocate, check_budgets
 from mpsearch.budgets import parse_budgets
 from mpsearch.hardware.lookup import as_hardware
-from mpsearch.hardware.pricing import ACTIVATION_MEMORY
+from mpsearch.hardware.pricing import ACTIVATION_MEMORY, EAGER_ACTIVATION_MEMORY
 from mpsearch.hardware.resources import known_resources
 from mpsearch.menu import Wishes
 from mpsearch.models.fingerprint import check_model
@@ -186,11 +186,8 @@ def resources_asked(
         What `price` takes as `resources`.
     """
     asked = [*budget, *([goal.resource] if goal else [])]
-    extra = [
-        name
-        for name in asked
-        if name in set(known_resources()) - set(known_resources(default=True))
-    ]
+    by_name = set(known_resources()) - set(known_resources(default=True))
+    extra = [name for name in asked if name in by_name | {EAGER_ACTIVATION_MEMORY}]
     if not extra:
         return None
     own = as_hardware(hardware).resources if hardware is not None else ()

@@ -10,11 +10,15 @@ from mpsearch.hardware.schedule import Schedule
 from mpsearch.menu import Menu
 from mpsearch.schemas import PeakStep
 
-__all__ = ["PEAK_SOURCE", "activation_steps", "stored_bits"]
+__all__ = ["EAGER_SOURCE", "PEAK_SOURCE", "activation_steps", "stored_bits"]
 
 PEAK_SOURCE = (
     "largest sum over the operations of one forward pass of the tensors that are still needed; "
     "each in the activation format of the layer that produced it"
+)
+EAGER_SOURCE = (
+    "largest sum over the operations of one forward pass of the tensors that the running Python "
+    "model still holds; each in the activation format of the layer that produced it"
 )
 
 
@@ -34,12 +38,15 @@ def stored_bits(activation: Format) -> float | None:
     return activation.bits + per_block
 
 
-def activation_steps(schedule: Schedule, menu: Menu) -> tuple[list[PeakStep], float]:
+def activation_steps(
+    schedule: Schedule, menu: Menu, *, as_run: bool = False
+) -> tuple[list[PeakStep], float]:
     """Compile a schedule to rows: what every step holds, for every group and option.
 
     Args:
         schedule: The operations and the tensors they make.
         menu: Groups and options.
+        as_run: Count a tensor until the running model lets go of it, not until its last use.
 
     Returns:
         The steps that can be the peak under some allocation (a step that holds no more of anything
@@ -51,7 +58,8 @@ def activation_steps(schedule: Schedule, menu: Menu) -> tuple[list[PeakStep], fl
     # What a group holds in a step: values, and bytes as the float model stores them.
     held = np.zeros((count, len(menu.groups), 2))
     for tensor in schedule.tensors:
-        span = slice(max(tensor.born, 0), tensor.last_use + 1)
+        end = tensor.released if as_run else tensor.last_use
+        span = slice(max(tensor.born, 0), end + 1)
         row = rows.get(tensor.producer or "")
         if row is None or not tensor.is_float:
             base[span] += tensor.size
@@ -70,7 +78,7 @@ def activation_steps(schedule: Schedule, menu: Menu) -> tuple[list[PeakStep], fl
         )
         for step in _undominated(base, held)
     ]
-    return steps, float(schedule.peak())
+    return steps, float(schedule.peak(as_run=as_run))
 
 
 def _prices(values: float, size: float, bits: list[float | None]) -> list[float]:

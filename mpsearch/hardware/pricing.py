@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mpsearch.errors import DataError, ModelError, MpsearchError, UnknownNameError
 from mpsearch.hardware.lookup import Hardware, price_hardware
 from mpsearch.hardware.neighbours import TO_INT8, with_graph
-from mpsearch.hardware.peak import PEAK_SOURCE, activation_steps
+from mpsearch.hardware.peak import EAGER_SOURCE, PEAK_SOURCE, activation_steps
 from mpsearch.hardware.resources import (
     Workload,
     fixed_memory,
@@ -24,9 +24,11 @@ from mpsearch.menu import Menu
 from mpsearch.models.layers import LayerSurvey
 from mpsearch.schemas import Costs
 
-__all__ = ["ACTIVATION_MEMORY", "price_survey"]
+__all__ = ["ACTIVATION_MEMORY", "EAGER_ACTIVATION_MEMORY", "price_survey"]
 
 ACTIVATION_MEMORY = "activation_memory"
+EAGER_ACTIVATION_MEMORY = "eager_activation_memory"
+"""The same with tensors counted until the running Python model lets go of them; by name only."""
 
 
 def price_survey(
@@ -86,9 +88,9 @@ def price_survey(
             content["provenance"][name] = device.provenance[name]
             if name in device.baseline:
                 content["baseline"][name] = device.baseline[name]
-        elif name == ACTIVATION_MEMORY:
+        elif name in {ACTIVATION_MEMORY, EAGER_ACTIVATION_MEMORY}:
             _add_activation_memory(
-                content, module, inputs, menu, workload, warnings, asked=resources is not None
+                name, content, module, inputs, menu, workload, warnings, asked=resources is not None
             )
         elif name in known_resources():
             entry = resource(name)
@@ -97,7 +99,8 @@ def price_survey(
             )
             content["units"][name], content["provenance"][name] = entry.unit, entry.source
         else:
-            known = [*known_resources(), ACTIVATION_MEMORY, *(device.units if device else ())]
+            known = [*known_resources(), ACTIVATION_MEMORY, EAGER_ACTIVATION_MEMORY]
+            known += device.units if device else ()
             raise UnknownNameError("resource", name, known)
         on_resource(name)
     if device is not None:
@@ -126,6 +129,7 @@ def price_survey(
 
 
 def _add_activation_memory(
+    name: str,
     content: dict[str, Any],
     module: nn.Module,
     inputs: Tensor,
@@ -140,13 +144,15 @@ def _add_activation_memory(
         schedule = record_schedule(module, first)
     except (DataError, ModelError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"{ACTIVATION_MEMORY} is not priced: the schedule cannot be recorded: {reason}"
+        message = f"{name} is not priced: the schedule cannot be recorded: {reason}"
         if asked:
             raise (error if isinstance(error, MpsearchError) else ModelError(message)) from error
         warnings.append(message)
         return
-    steps, baseline = activation_steps(schedule, menu)
-    content["peaks"][ACTIVATION_MEMORY] = steps
-    content["baseline"][ACTIVATION_MEMORY] = baseline
-    content["units"][ACTIVATION_MEMORY] = "B"
-    content["provenance"][ACTIVATION_MEMORY] = f"{PEAK_SOURCE}; batch of {workload.batch}"
+    as_run = name == EAGER_ACTIVATION_MEMORY
+    steps, baseline = activation_steps(schedule, menu, as_run=as_run)
+    content["peaks"][name] = steps
+    content["baseline"][name] = baseline
+    content["units"][name] = "B"
+    source = EAGER_SOURCE if as_run else PEAK_SOURCE
+    content["provenance"][name] = f"{source}; batch of {workload.batch}"

@@ -202,17 +202,8 @@ def test_bad_requests_exit_with_2_and_say_why(run, table, tmp_path, words, messa
 
 def test_this_machine_is_measured_and_the_table_can_be_used(run, tmp_path) -> None:
     path = tmp_path / "cpu.json"
-    words = (
-        "hardware",
-        "measure",
-        "digits-resnet",
-        "-d",
-        "digits",
-        "--samples",
-        "3",
-        "--out",
-        path,
-    )
+    words = ("hardware", "measure", "digits-resnet", "-d", "digits", "--rounds", "3")
+    words = (*words, "--backend", "torch", "--out", path)
     first = run(*words, "--options", "float,w8a8,w2a8")
     assert first.code == 0
     assert "no CPU kernel" in first.message
@@ -222,4 +213,51 @@ def test_this_machine_is_measured_and_the_table_can_be_used(run, tmp_path) -> No
     resumed = run(*words, "--resume", "--options", "float,w8a8,w2a8")
     assert resumed.code == 0
     assert run("hardware", "validate", path).code == 0
-    assert run(*words, "--resume", "--device", "cuda").code == 2
+    assert run(*words, "--resume", "--device", "tpu").code == 2
+    assert (
+        run(
+            "hardware",
+            "measure",
+            "digits-resnet",
+            "-d",
+            "digits",
+            "--out",
+            tmp_path / "x",
+            "--backend",
+            "tvm",
+        ).code
+        == 2
+    )
+
+
+def test_sums_are_checked_against_whole_models_and_the_error_goes_with_the_budget(
+    run, tmp_path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    path, model = tmp_path / "cpu.json", ("digits-resnet", "-d", "digits")
+    few = ("--rounds", "5")
+    assert run("hardware", "measure", *model, *few, "--out", path).code == 0
+    before = run("hardware", "show", path)
+    assert "unchecked" in before.message
+    found = run("hardware", "check", *model, *few, "--table", path, "--mixed", "1", "--json")
+    assert found.code == 0
+    checks = json.loads(found.out)
+    assert [c["allocation"] for c in checks["checks"]] == [
+        "uniform float",
+        "uniform w8a8",
+        "mixed 1",
+    ]
+    out = tmp_path / "out"
+    searched = run(
+        *("search", *model, "--options", "float,w8a8", "--hardware", path),
+        *("--budget", "latency=1.5x", "--estimator", "sqnr", "--no-verify", "--out", out),
+    )
+    assert searched.code == 0, searched.message
+    answer = json.loads((out / "allocation.json").read_text())
+    assert answer["budgets"]["latency"]["tolerance"] == pytest.approx(checks["worst"])
+    again = run(
+        *("hardware", "check", *model, *few, "--table", path, "--mixed", "0"),
+        *("--result", out / "allocation.json"),
+    )
+    assert again.code == 0
+    assert "largest error" in again.message

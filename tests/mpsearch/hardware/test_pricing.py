@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 import mpsearch as mp
 from mpsearch.errors import DataError
 from mpsearch.hardware.schedule import record_schedule
+from mpsearch.models.digits import DigitsResNet
 
 
 class OneByOne(nn.Module):
@@ -64,3 +66,23 @@ def test_attention_and_integer_inputs_are_recorded() -> None:
     steps = costs.peaks["activation_memory"]
     assert costs.baseline["activation_memory"] > 0
     assert {group for step in steps for group in step.cost} <= set(costs.groups)
+
+
+def test_memory_of_the_running_model_is_priced_when_asked_for_by_name() -> None:
+    model, image = DigitsResNet(), torch.randn(2, 1, 8, 8)
+    name = "eager_activation_memory"
+    assert name not in mp.price(model, image, ["float", "w8a8"]).resources
+    costs = mp.price(model, image, ["float", "w8a8"], resources=[name, "activation_memory"])
+    everything_float = np.zeros(len(costs.groups), int)
+    schedule = record_schedule(model, image[:1].clone())
+    assert costs.usage(name, everything_float) == schedule.peak(as_run=True)
+    assert costs.usage("activation_memory", everything_float) == schedule.peak()
+    answer = mp.search(
+        model,
+        (image, torch.zeros(2, dtype=torch.long)),
+        ["float", "w8a8"],
+        {name: "0.6x"},
+        estimator="sqnr",
+        verified=False,
+    )
+    assert answer.budgets[name].usage <= answer.budgets[name].limit
