@@ -157,7 +157,6 @@ def test_a_server_with_keys_shows_nothing_before_one_is_given(tmp_path, browser)
             "read",
             "--scope",
             "write",
-            "--quiet",
             *folder,
         ],
         capture_output=True,
