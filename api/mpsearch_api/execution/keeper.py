@@ -110,6 +110,7 @@ def _begin(
 ) -> NoReturn:
     """Be the job's first process: start the job, reap what it leaves, report its status."""
     die_with_parent(0 if apart else keeper)
+    adopt_orphans()  # so that the watch, which starts from here, sees them
     cut_off = not limits.network
     alone = separate_world(network=cut_off)
     if limits.isolated and not (alone and cut_off):

@@ -34,6 +34,12 @@ log = structlog.get_logger()
 KILL_PATIENCE = 1.5
 """Seconds a keeper gets to end its job before it is killed itself."""
 
+READS = 16
+"""Pipefuls of updates taken at a time."""
+
+RESTART = 5.0
+"""Seconds before a nursery that did not get ready is started again."""
+
 OVERTIME = 10.0
 """Seconds after the time limit when a keeper that did not act is taken for dead."""
 
@@ -109,7 +115,8 @@ class LocalExecutor:
         """Say what keeps it from running jobs, or None when nothing does."""
         if not self._nursery.alive:
             reason = self._nursery.last_words()
-            self._restart()
+            if time.monotonic() - self._nursery.started > RESTART:
+                self._restart()
             return reason
         return None if self._nursery.ready() else "importing what jobs need"
 
@@ -156,6 +163,7 @@ class _Nursery:
                 stderr=errors,
             )
         os.close(errors)
+        self.started = time.monotonic()
         self._ready = False
         self._words = b""
 
@@ -240,9 +248,12 @@ class LocalRun:
     def updates(self) -> list[Update]:
         """Take what it has told since the last call."""
         found: list[Update] = []
+        if self.over:
+            return found
         with contextlib.suppress(BlockingIOError):
-            while not self.over and (chunk := os.read(self._updates, 65536)):
-                found += self._reader.read(chunk)
+            # Not until it is empty: a job may write faster than this reads.
+            for _ in range(READS):
+                found += self._reader.read(os.read(self._updates, 65536))
         return found
 
     def ended(self) -> Ended | None:

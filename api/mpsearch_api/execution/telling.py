@@ -20,6 +20,9 @@ Tell = Callable[[Update], None]
 INTERVAL = 0.2
 """Seconds between progress reports of one stage."""
 
+MOST_SAID = 1000
+"""Messages and figures that one job may have kept."""
+
 _LONGEST_LINE = 64 * 1024
 _LONGEST_TEXT = 500
 _UPDATE: TypeAdapter[Update] = TypeAdapter(Update)
@@ -41,8 +44,14 @@ def pack_update(update: Update) -> bytes:
 class UpdateReader:
     """Puts lines together from what arrives; what a job sends is checked, not trusted."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_SAID) -> None:
+        """Start with nothing read.
+
+        Args:
+            most: Messages and figures taken from one job; progress is not counted.
+        """
         self._rest = b""
+        self._left = most
         self.refused = 0
 
     def read(self, chunk: bytes) -> list[Update]:
@@ -65,6 +74,11 @@ class UpdateReader:
             except ValidationError:
                 self.refused += 1
                 continue
+            if update.kind != "progress":
+                self._left -= 1
+                if self._left < 0:
+                    self.refused += 1
+                    continue
             if found and _replaces(update, found[-1]):
                 found.pop()
             found.append(update)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import httpx2
 
-from mpsearch.schemas.jobs import Job
+from mpsearch.schemas.jobs import Job, JobRequest
 from mpsearch_api.execution.processes import descendants
 from mpsearch_api.settings import Settings
+from mpsearch_api.store import open_store
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
@@ -84,24 +85,30 @@ class ChaosService:
         self.port = _free_port()
         command = [sys.executable, str(HERE / "server_process.py"), str(self.port)]
         self.server = Piece(command, environment, log) if server else None
+        self.store = open_store(settings)
         self._client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
 
     def close(self) -> None:
         self._client.close()
+        self.store.close()
         for piece in [*self.dispatchers, *([self.server] if self.server else [])]:
             piece.close()
 
     def submit(self, label: str, **wishes: object) -> str:
-        """Submit over HTTP, again with the same key until it is answered."""
+        """Submit: over HTTP, with the same key until it is answered, where there is a server."""
         body = {"model": "digits-resnet", "data": "digits", "label": label}
         body |= {"budget": {"weight_memory": "0.12x"}, **wishes}
+        if self.server is None:
+            return self.store.jobs.submit("local", JobRequest.model_validate(body))[0].id
         key = {"Idempotency-Key": uuid.uuid4().hex}
         answer = self._insist("POST", "/v1/jobs", json=body, headers=key)
         assert answer.status_code in {200, 202}, answer.text
         return str(answer.json()["id"])
 
     def cancel(self, job: str) -> Job:
-        """Cancel over HTTP; what it returns has been acknowledged."""
+        """Cancel; what it returns has been acknowledged."""
+        if self.server is None:
+            return self.store.jobs.cancel(None, job)
         answer = self._insist("POST", f"/v1/jobs/{job}/cancel")
         assert answer.status_code == 200, answer.text
         return Job.model_validate_json(answer.content)

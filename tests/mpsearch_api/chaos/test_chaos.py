@@ -23,7 +23,6 @@ from mpsearch_api.blobs import open_blobs
 from mpsearch_api.execution.processes import descendants
 from mpsearch_api.faults import UnavailableError
 from mpsearch_api.settings import Settings
-from mpsearch_api.store import Store, open_store
 
 
 def _service_module():
@@ -78,7 +77,18 @@ def settings(service_settings: Settings) -> Settings:
 
 @pytest.fixture
 def service(settings: Settings) -> Iterator[ChaosService]:
+    """Server and dispatchers."""
     service = ChaosService(settings, dispatchers=2, server=True, heavy=PLAN.searches > 0)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@pytest.fixture
+def dispatchers(settings: Settings) -> Iterator[ChaosService]:
+    """Dispatchers alone, which start sooner."""
+    service = ChaosService(settings, dispatchers=2, server=False)
     try:
         yield service
     finally:
@@ -111,12 +121,8 @@ def test_no_job_is_lost_or_ended_twice_whatever_is_killed(
         time.sleep(PLAN.pause)
         _harm(kills.pop(), service, draw, record, request)
         _cancel_some(service, record)
-    store = open_store(settings)
-    try:
-        _wait(service, store, record)
-        requeued = _check(store, settings, service, record)
-    finally:
-        store.close()
+    _wait(service, record)
+    requeued = _check(settings, service, record)
     figures = {
         "database": settings.database.partition(":")[0],
         "jobs": len(record.submitted),
@@ -168,13 +174,13 @@ def _cancel_some(service: ChaosService, record: Record) -> None:
             record.cancelled.add(job)
 
 
-def _wait(service: ChaosService, store: Store, record: Record) -> None:
+def _wait(service: ChaosService, record: Record) -> None:
     counts: dict[str, int] = {}
     until = time.monotonic() + PLAN.patience
     while time.monotonic() < until:
         _cancel_some(service, record)
         try:
-            counts = store.jobs.counts()
+            counts = service.store.jobs.counts()
         except UnavailableError:
             counts = {"queued": 1}
         if not counts.get("queued") and not counts.get("running"):
@@ -183,8 +189,9 @@ def _wait(service: ChaosService, store: Store, record: Record) -> None:
     raise AssertionError(f"not all jobs ended: {counts}\n{service.log.read_text()[-4000:]}")
 
 
-def _check(store: Store, settings: Settings, service: ChaosService, record: Record) -> int:
+def _check(settings: Settings, service: ChaosService, record: Record) -> int:
     """Check every job's whole history; returns how often one went back into the queue."""
+    store = service.store
     blobs = open_blobs(settings)
     requeued = 0
     assert sum(store.jobs.counts().values()) == len(record.submitted)
@@ -219,8 +226,9 @@ def _check(store: Store, settings: Settings, service: ChaosService, record: Reco
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", ["dispatcher", "worker"])
 def test_an_orphaned_job_runs_again_within_the_lease_and_five_seconds(
-    service: ChaosService, settings: Settings, dead: str, record_property
+    dispatchers: ChaosService, settings: Settings, dead: str, record_property
 ) -> None:
+    service = dispatchers
     waits = []
     for number in range(3 if LONG else 1):
         job = service.submit("sleep", seed=number)
@@ -240,7 +248,10 @@ def test_an_orphaned_job_runs_again_within_the_lease_and_five_seconds(
 
 
 @pytest.mark.slow
-def test_cancelling_ends_every_process_of_a_job_within_two_seconds(service: ChaosService) -> None:
+def test_cancelling_ends_every_process_of_a_job_within_two_seconds(
+    dispatchers: ChaosService,
+) -> None:
+    service = dispatchers
     job = service.submit("sleep")
     _holder(service, job, attempt=1)
     assert service.left_over()
