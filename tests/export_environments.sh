@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Environments of their own for tools whose pins clash with ours: tests/export_environments.sh
+# Each sees the packages of .venv (torch is not installed again) and has its own tool on top. The
+# tests of mpsearch/export find them here, or wherever MPSEARCH_TEST_<TOOL>_PYTHON points.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+base=.venv/bin/python
+packages=$($base -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+
+make_environment() { # name, then what pip installs
+  local folder=.venv/export/$1
+  shift
+  [ -e "$folder/.installed" ] && return
+  $base -m venv "$folder"
+  local own
+  own=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+  # addsitedir, so that editable installs of .venv are seen, too
+  echo "import site; site.addsitedir('$packages')" > "$own/zz_shared.pth"
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  touch "$folder/.installed"
+}
+
+make_environment modelopt nvidia-modelopt==0.47.0
+make_environment auto-round auto-round==0.16.1
+make_environment compressed-tensors compressed-tensors==0.20.0
