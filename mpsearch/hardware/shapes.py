@@ -94,9 +94,11 @@ def _convolution(layer: Layer) -> dict[str, int]:
         shape[f"kernel_{axis}"] = kernel
         shape[f"in_{axis}"] = entered
         shape[f"out_{axis}"] = left
-        shape[f"stride_{axis}"] = (
-            _stride(left, entered, kernel) if transposed else _stride(entered, left, kernel)
-        )
+        if len(layer.stride) == spatial:
+            shape[f"stride_{axis}"] = layer.stride[position]
+        else:
+            larger, smaller = (left, entered) if transposed else (entered, left)
+            shape[f"stride_{axis}"] = _stride(larger, smaller, kernel)
     return shape
 
 

@@ -125,7 +125,13 @@ class DryRun:
             if use.takes == "operand" and site.name in self._axes:
                 macs = 0  # counted product by product
             shapes = tuple(entered.shape), tuple(left.shape)
-            self._add(Layer(site.name, site.kind, site.layout.shape, macs, *shapes))
+            stride = module.stride if site.kind.startswith("conv") else ()
+            self._add(
+                Layer(
+                    *(site.name, site.kind, site.layout.shape, macs, *shapes),
+                    stride=tuple(stride) if isinstance(stride, tuple) else (),
+                )
+            )
 
         return record
 

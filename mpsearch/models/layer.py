@@ -26,6 +26,8 @@ class Layer:
             operations are counted here.
         quantizes_input: Whether an activation format has an effect: not on integer inputs, and not
             on inputs that stay inside a fused kernel.
+        stride: Strides of a convolution, one for each spatial axis; empty where there are none or
+            they are not known.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Layer:
     output_shape: tuple[int, ...]
     tied: tuple[str, ...] = ()
     quantizes_input: bool = True
+    stride: tuple[int, ...] = ()
 
     @property
     def weights(self) -> int:

@@ -165,6 +165,8 @@ def test_hardware_is_a_name_a_file_or_the_thing_itself(tmp_path) -> None:
     [
         (nn.Conv2d(4, 6, 3, stride=2, padding=1), (4, 9, 8), {"stride_height": 2, "out_width": 4}),
         (nn.Conv2d(4, 6, 3), (4, 5, 5), {"stride_height": 1, "out_height": 3, "groups": 1}),
+        # Sizes alone would allow a stride of 1 with less padding.
+        (nn.Conv2d(4, 6, 3, stride=(3, 2)), (4, 3, 3), {"stride_height": 3, "stride_width": 2}),
         (nn.Conv2d(4, 8, 1, stride=2, groups=2), (4, 8, 8), {"stride_width": 2, "groups": 2}),
         (nn.Conv1d(4, 6, 5, padding=2), (4, 20), {"kernel_width": 5, "stride_width": 1}),
         (nn.ConvTranspose2d(4, 6, 2, stride=2), (4, 5, 5), {"stride_height": 2, "out_height": 10}),
