@@ -69,7 +69,10 @@ def load_exported(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
     rebuilding = _Rebuilding(path, archive)
     try:
         module, form = rebuilding.module()
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+    except ModelError:
+        raise
+    # A graph that is none makes these lines and torch.fx raise every kind of error.
+    except Exception as error:
         raise ModelError(
             f"{path} has a graph that cannot be read: {type(error).__name__}: {str(error)[:200]}"
         ) from error
@@ -237,8 +240,12 @@ class _Rebuilding:
             return tuple(self._value(each["arg"]) for each in node["inputs"]), {}
         positional: list[Any] = []
         named: dict[str, Any] = {}
+        known = {each.name for each in schema.arguments}
         only_named = {each.name for each in schema.arguments if each.kwarg_only}
         for each in node["inputs"]:
+            # torch.fx writes names of arguments into Python code that it then runs.
+            if each["name"] not in known:
+                raise ModelError(f"{self.path} gives an operation {each['name']!r:.60}")
             # Arguments are written in order, but those with default values may be left out.
             place = len(positional)
             follows = place < len(schema.arguments) and schema.arguments[place].name == each["name"]

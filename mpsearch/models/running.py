@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -91,7 +93,8 @@ def first_output(named: NamedModel, inputs: Tensor, batch_size: int = 1) -> Tens
     with torch.no_grad(), evaluation_mode(named.module) as module:
         if named.limits is None:
             return forward(module, inputs)
-        with LimitedRun(named.limits, named.name) as run:
+        # torch.fx prints a traceback of its generated code; the error says what there is to say.
+        with redirect_stderr(io.StringIO()), LimitedRun(named.limits, named.name) as run:
             output = forward(module, inputs)
     allowed = named.limits.memory
     if batch_size > 1 and run.peak * batch_size > allowed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -16,7 +17,8 @@ from safetensors_files import RunsCode
 Maker = Callable[[Path], None]
 
 
-def good() -> dict[str, bytes]:
+@functools.cache
+def _exported() -> dict[str, bytes]:
     """Members of an archive that torch itself wrote."""
     file = io.BytesIO()
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(2, 3),))
@@ -26,7 +28,12 @@ def good() -> dict[str, bytes]:
         return {name.replace(root, "m", 1): archive.read(name) for name in archive.namelist()}
 
 
-def _write(path: Path, members: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> None:
+def good() -> dict[str, bytes]:
+    """A copy of them."""
+    return dict(_exported())
+
+
+def write_archive(path: Path, members: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> None:
     with zipfile.ZipFile(path, "w", packing) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -36,7 +43,7 @@ def _edited(path: Path, member: str, edit: Callable[[dict[str, Any]], object]) -
     members = good()
     content = json.loads(members[member])
     edit(content)
-    _write(path, members | {member: json.dumps(content).encode()})
+    write_archive(path, members | {member: json.dumps(content).encode()})
 
 
 GRAPH, WEIGHTS = "m/models/model.json", "m/data/weights/model_weights_config.json"
@@ -75,28 +82,28 @@ def pickled_weight(path: Path) -> None:
     content = json.loads(members[WEIGHTS])
     next(iter(content["config"].values()))["use_pickle"] = True
     members["m/data/weights/weight_0"] = pickle.dumps(RunsCode(canary))
-    _write(path, members | {WEIGHTS: json.dumps(content).encode()})
+    write_archive(path, members | {WEIGHTS: json.dumps(content).encode()})
 
 
 def custom_object(path: Path) -> None:
     object_ = pickle.dumps(RunsCode(path.with_name("canary")))
-    _write(path, good() | {"m/data/constants/custom_obj_0": object_})
+    write_archive(path, good() | {"m/data/constants/custom_obj_0": object_})
 
 
 def pickle_beside_the_graph(path: Path) -> None:
-    _write(path, good() | {"m/data.pkl": pickle.dumps(RunsCode(path.with_name("canary")))})
+    write_archive(path, good() | {"m/data.pkl": pickle.dumps(RunsCode(path.with_name("canary")))})
 
 
 def compiled_library(path: Path) -> None:
-    _write(path, good() | {"m/data/aotinductor/model/x.so": b"\x7fELF"})
+    write_archive(path, good() | {"m/data/aotinductor/model/x.so": b"\x7fELF"})
 
 
 def path_traversal(path: Path) -> None:
-    _write(path, good() | {"../../etc/cron.d/evil": b"* * * * *"})
+    write_archive(path, good() | {"../../etc/cron.d/evil": b"* * * * *"})
 
 
 def path_traversal_below_the_root(path: Path) -> None:
-    _write(path, good() | {"m/../../evil": b""})
+    write_archive(path, good() | {"m/../../evil": b""})
 
 
 def weight_in_another_member(path: Path) -> None:
@@ -107,15 +114,17 @@ def weight_in_another_member(path: Path) -> None:
 
 
 def zip_bomb(path: Path) -> None:
-    _write(path, good() | {"m/data/weights/weight_9": bytes(2**27)}, zipfile.ZIP_DEFLATED)
+    write_archive(path, good() | {"m/data/weights/weight_9": bytes(2**27)}, zipfile.ZIP_DEFLATED)
 
 
 def thousands_of_members(path: Path) -> None:
-    _write(path, {f"m/data/weights/weight_{i}": b"" for i in range(20_001)})
+    write_archive(path, {f"m/data/weights/weight_{i}": b"" for i in range(20_001)})
 
 
 def legacy_layout(path: Path) -> None:
-    _write(path, {"serialized_exported_program.json": b"{}", "serialized_state_dict.pt": b""})
+    write_archive(
+        path, {"serialized_exported_program.json": b"{}", "serialized_state_dict.pt": b""}
+    )
 
 
 def stride_of_zero(path: Path) -> None:
@@ -147,7 +156,18 @@ def code_in_a_parameter_name(path: Path) -> None:
     for member in (GRAPH, WEIGHTS):
         text = members[member].decode().replace('"weight"', json.dumps(evil))
         members[member] = text.encode()
-    _write(path, members)
+    write_archive(path, members)
+
+
+def code_in_an_argument_name(path: Path) -> None:
+    """torch.fx would write it into the source of the module, which runs at the first call."""
+    canary = path.with_name("canary")
+    code = f'bias = __import__("pathlib").Path("{canary}").touch() or bias'
+
+    def edit(program: dict[str, Any]) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["inputs"][2]["name"] = code
+
+    _edited(path, GRAPH, edit)
 
 
 def other_schema(path: Path) -> None:
@@ -155,7 +175,7 @@ def other_schema(path: Path) -> None:
 
 
 def deep_nesting(path: Path) -> None:
-    _write(path, good() | {GRAPH: b'{"a":' + b"[" * 200_000})
+    write_archive(path, good() | {GRAPH: b'{"a":' + b"[" * 200_000})
 
 
 def graph_without_signature(path: Path) -> None:
@@ -163,7 +183,7 @@ def graph_without_signature(path: Path) -> None:
 
 
 def nan_weights(path: Path) -> None:
-    _write(path, good() | {"m/data/weights/weight_0": b"\xff" * 24})
+    write_archive(path, good() | {"m/data/weights/weight_0": b"\xff" * 24})
 
 
 def pickled(path: Path) -> None:
@@ -192,6 +212,7 @@ ATTACKS: dict[str, tuple[Maker, str]] = {
         (beyond_its_bytes, "reaches beyond"),
         (negative_offset, "has the size -64"),
         (code_in_a_parameter_name, "has a tensor named"),
+        (code_in_an_argument_name, "gives an operation 'bias = __import__"),
         (other_schema, "schema version 99"),
         (deep_nesting, "nested too deeply|can be read"),
         (graph_without_signature, "cannot be read"),

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, load_model_from_string, numpy_helper
 from safetensors_files import RunsCode
+
+__all__ = ["ATTACKS", "TensorProto", "load_model_from_string", "small_model", "small_network"]
 
 Maker = Callable[[Path], None]
 
@@ -25,6 +27,39 @@ def small_model(nodes: list[NodeProto] | None = None, tensors: list[TensorProto]
         [weights, *(tensors or [])],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def small_network() -> bytes:
+    """y of x [n, 3] by operations whose numbers, when they change, change sizes and work."""
+    numbers = {
+        "image": [-1, 1, 1, 3],
+        "pads": [0, 0, 1, 1, 0, 0, 1, 1],
+        "times": [1, 1, 2, 2],
+        "flat": [0, -1],
+    }
+    kernel = np.ones((2, 1, 3, 3), dtype=np.float32)
+    tensors = [
+        numpy_helper.from_array(np.array(each, dtype=np.int64), name)
+        for name, each in numbers.items()
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["x", "image"], ["i"], name="reshape"),
+        helper.make_node("Pad", ["i", "pads"], ["p"], name="pad"),
+        helper.make_node("Conv", ["p", "kernel"], ["c"], name="conv", kernel_shape=[3, 3]),
+        helper.make_node("Tile", ["c", "times"], ["t"], name="tile"),
+        helper.make_node("MaxPool", ["t"], ["m"], name="pool", kernel_shape=[2, 2], strides=[1, 1]),
+        helper.make_node("Reshape", ["m", "flat"], ["f"], name="flatten"),
+        helper.make_node("ReduceSum", ["f"], ["y"], name="sum", keepdims=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [*tensors, numpy_helper.from_array(kernel, "kernel")],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
 def _length_delimited(number: int, content: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import pytest
 
 from mpsearch.errors import InputError
 
+MUTATIONS = int(os.environ.get("MPSEARCH_MUTATIONS", "200"))
+"""Mutated files of each format that a test makes; set it to 2,000 and more to look for holes."""
 SECONDS = 2.0
 MEBIBYTES = 200.0
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import check_cheap, refusal_of
+from refusal import MUTATIONS, check_cheap, refusal_of
 
 from mpsearch.errors import InputError
-from mpsearch.models.registry import as_model
+from mpsearch.models.dataset import DataSet
+from mpsearch.models.registry import as_model, check_fit
+from mpsearch.models.run_limits import RunLimits
+from mpsearch.models.specs import SpecPolicy
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnx2torch")
@@ -92,17 +95,24 @@ def _mutated(good: bytes, seed: int) -> bytes:
 GOOD = onnx_files.small_model().SerializeToString()
 
 
+RUN = DataSet("ones", torch.ones(1, 3), batch_size=1)
+POLICY = SpecPolicy(allow_paths=True, limits=RunLimits(2**28, 1e10, 10_000, 4.0))
+
+
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 2**32))
-def test_a_mutated_file_is_refused_or_loads_finite_weights(tmp_path_factory, seed: int) -> None:
+@settings(max_examples=MUTATIONS, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32), st.sampled_from([GOOD, onnx_files.small_network()]))
+def test_a_mutated_file_is_refused_or_loads_finite_weights_and_runs(
+    tmp_path_factory, seed: int, good: bytes
+) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.onnx"
-    path.write_bytes(_mutated(GOOD, seed))
+    path.write_bytes(_mutated(good, seed))
     try:
-        named = as_model(str(path))
+        named = as_model(str(path), POLICY)
+        assert all(torch.isfinite(t).all() for t in named.module.state_dict().values())
+        check_fit(named, RUN)
     except InputError:
         return
-    assert all(torch.isfinite(t).all() for t in named.module.state_dict().values())
 
 
 def test_mutations_meet_both_refusal_and_acceptance(tmp_path) -> None:

@@ -8,7 +8,7 @@ import safetensors_files
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import check_cheap, refusal_of
+from refusal import MUTATIONS, check_cheap, refusal_of
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
@@ -100,7 +100,7 @@ def _mutated(seed: int) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=MUTATIONS, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 def test_a_mutated_file_is_refused_or_is_one_the_library_reads_the_same(
     tmp_path_factory, seed: int
