@@ -15,7 +15,11 @@ from mpsearch.errors import ModelError
 from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
 from mpsearch.sensitivity.gradient import differentiated, layer_weights
-from mpsearch.sensitivity.hessian_products import rademacher
+from mpsearch.sensitivity.hessian_products import (
+    pyhessian_products,
+    rademacher,
+    twice_differentiable,
+)
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.second_order import squared_errors
 
@@ -40,7 +44,11 @@ class HessianTopEigenvalue(Estimator):
     scores_activations: ClassVar[bool] = False
 
     def __init__(
-        self, iterations: int = 30, tolerance: float = 1e-2, order: Order = "loss"
+        self,
+        iterations: int = 30,
+        tolerance: float = 1e-2,
+        order: Order = "loss",
+        engine: Literal["mpsearch", "pyhessian"] = "mpsearch",
     ) -> None:
         """Choose when to stop and what to score by.
 
@@ -48,9 +56,11 @@ class HessianTopEigenvalue(Estimator):
             iterations: Most steps of one power iteration.
             tolerance: Relative change of every eigenvalue at which it stops.
             order: `loss` or `precision`.
+            engine: `pyhessian` multiplies by PyHessian's `dataloader_hv_product`, with all other
+                layers out of its sight; slower, the reference.
 
         Raises:
-            ValueError: Fewer than 1 iteration, a negative tolerance, or an unknown order.
+            ValueError: Fewer than 1 iteration, a negative tolerance, an unknown order or engine.
         """
         if iterations < 1 or tolerance < 0:
             raise ValueError(
@@ -61,7 +71,10 @@ class HessianTopEigenvalue(Estimator):
             raise ValueError(f"order is 'loss' or 'precision', not {order!r}")
         self._iterations = iterations
         self._tolerance = tolerance
+        if engine not in {"mpsearch", "pyhessian"}:
+            raise ValueError(f"engine is 'mpsearch' or 'pyhessian', not {engine!r}")
         self._order = order
+        self._multiply = _own_products if engine == "mpsearch" else _by_pyhessian
 
     @property
     def held(self) -> float:
@@ -119,7 +132,7 @@ class HessianTopEigenvalue(Estimator):
             moving = {row: v for row, v in vectors.items() if not settled[row]}
             if not moving:
                 break
-            products = _own_products(task, weights, moving)
+            products = self._multiply(task, weights, moving)
             for row, product in products.items():
                 shifted = product - shift[row] * vectors[row]
                 value = float((vectors[row] * shifted).sum(dtype=torch.float64))
@@ -137,12 +150,23 @@ def _normalized(vector: Tensor) -> Tensor:
     return vector / norm.to(vector.dtype) if float(norm) > 0 else vector
 
 
+def _by_pyhessian(
+    task: ScoringTask, weights: list[Tensor], vectors: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """Multiply each layer's own Hessian block with its vector by PyHessian."""
+    found = {}
+    for row, vector in vectors.items():
+        with pyhessian_products(task, [weights[row]]) as multiply:
+            (found[row],) = multiply([vector])
+    return found
+
+
 def _own_products(
     task: ScoringTask, weights: list[Tensor], vectors: dict[int, Tensor]
 ) -> dict[int, Tensor]:
     """Multiply each layer's own Hessian block with its vector, averaged over the data."""
     totals = {row: torch.zeros_like(vector) for row, vector in vectors.items()}
-    with differentiated(weights), evaluation_mode(task.model):
+    with differentiated(weights), evaluation_mode(task.model), twice_differentiable():
         for inputs, target in task.data.batches():
             share = len(inputs) / len(task.data)
             loss = task.loss(forward(task.model, inputs), target)

@@ -15,7 +15,7 @@ from mpsearch.formats import Format
 from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
-from mpsearch.sensitivity.taps import Call, tapped, watch_inputs
+from mpsearch.sensitivity.taps import Call, refuse_rows, tapped, watch_inputs
 from mpsearch.sensitivity.weight_statistics import BINS, histogram_entropy
 
 __all__ = ["Entropy", "Orthogonality"]
@@ -105,6 +105,8 @@ class _InputHistograms:
                 self._task.on_progress(Progress("profile", done, total, "feature maps"))
 
     def watch(self, row: int, values: Tensor, axis: int) -> None:
+        if not values.numel():
+            return  # an expert that nothing was sent to
         if not self._counting:
             low, high = (float(x) for x in torch.aminmax(values))
             seen = self._range.get(row, (low, high))
@@ -170,20 +172,24 @@ class Orthogonality(Estimator):
         Raises:
             ModelError: The output is not finite.
         """
+        # All inputs in one pass: every pair of them meets in the products.
+        batch = task.data.inputs[: self._inputs]
         grams: dict[str, Tensor] = {}
 
         def on_call(call: Call, output: Tensor) -> None:
+            refuse_rows(call, len(batch), len(output))
             features = output.detach().double().reshape(len(output), -1)
             gram = features @ features.T
             grams[call.layer] = gram + grams.get(call.layer, torch.zeros_like(gram))
 
-        # All inputs in one pass: every pair of them meets in the products.
-        batch = task.data.inputs[: self._inputs]
         with torch.no_grad(), evaluation_mode(task.model), tapped(task, on_call=on_call):
             if not torch.isfinite(forward(task.model, batch)).all():
                 raise ModelError("the model's output is nan or infinite on this data")
         task.on_progress(Progress("profile", 1, 1, "feature maps"))
-        unit = torch.stack([_unit(grams[layer.name]).flatten() for layer in task.layers])
+        absent = torch.zeros(len(batch), len(batch), dtype=torch.float64, device=batch.device)
+        unit = torch.stack(
+            [_unit(grams.get(layer.name, absent)).flatten() for layer in task.layers]
+        )
         likeness: NDArray[np.float64] = (unit @ unit.T).sum(dim=1).cpu().numpy() - 1
         theta = np.exp(-self._beta * likeness)
         saved = [0.0 if o.weight.is_float else FLOAT_BITS - o.weight.bits for o in task.options]

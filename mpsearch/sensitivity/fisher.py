@@ -196,6 +196,8 @@ class _Noise:
 
     def watch(self, call: Call) -> None:
         layer, values = call.layer, call.take()
+        if not values.numel():
+            return  # an expert that nothing was sent to
         low, high = (float(x) for x in torch.aminmax(values))
         seen = self._range.get(layer, (low, high))
         self._range[layer] = min(low, seen[0]), max(high, seen[1])

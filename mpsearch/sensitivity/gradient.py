@@ -148,7 +148,7 @@ def _gradients(
     ):
         if formats:
             watch = _input_watcher(task, formats, products, leaves, elementwise, bool(point))
-            hooks.enter_context(watch_inputs(task, watch))
+            hooks.enter_context(watch_inputs(task, watch, differentiated=True))
         for done, (inputs, target) in enumerate(task.data.batches(), 1):
             share = len(inputs) / len(task.data)
             loss = share * task.loss(forward(task.model, inputs), target)

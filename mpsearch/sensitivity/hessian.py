@@ -46,6 +46,7 @@ class HessianTrace(Estimator):
         settled: float = 0.02,
         most_probes: int = 256,
         engine: Literal["mpsearch", "pyhessian"] = "mpsearch",
+        activations: bool = False,
     ) -> None:
         """Choose the number of probes and who multiplies.
 
@@ -55,6 +56,8 @@ class HessianTrace(Estimator):
             most_probes: Where `auto` stops in any case.
             engine: `pyhessian` multiplies by PyHessian's `dataloader_hv_product`, slower and for
                 weights only; the reference.
+            activations: Whether to find the traces of layer inputs where the options quantize
+                none, too.
 
         Raises:
             ValueError: Fewer than 2 probes, or an unknown engine.
@@ -69,6 +72,7 @@ class HessianTrace(Estimator):
         self._settled = settled
         self._most = most_probes
         self._engine = engine
+        self._activations = activations
 
     @property
     def held(self) -> float:
@@ -98,7 +102,7 @@ class HessianTrace(Estimator):
         trace, error = _summary(weights)
         names = [layer.name for layer in task.layers]
         statistics = _named(names, "hessian_trace", trace, error)
-        if task.activation_formats:
+        if self._of_inputs(task):
             inputs = np.concatenate([r.activations for r in rounds])
             statistics |= _named(names, "activation_hessian_trace", *_summary(inputs))
         statistics["probes"] = dict.fromkeys(names, float(len(each)))
@@ -106,9 +110,12 @@ class HessianTrace(Estimator):
             score,
             stderr,
             statistics=statistics,
-            warnings=_negative_traces(names, trace, error),
+            warnings=(*_flat(names, weights), *_negative_traces(names, trace, error)),
             float_loss=rounds[0].float_loss,
         )
+
+    def _of_inputs(self, task: ScoringTask) -> bool:
+        return self._activations or bool(task.activation_formats)
 
     def _rounds(self) -> Iterator[tuple[int, int]]:
         """List the number of the first probe and the number of probes of every round."""
@@ -121,7 +128,7 @@ class HessianTrace(Estimator):
     def _round(self, task: ScoringTask, first: int, count: int) -> ProbeRound:
         numbers = range(first, first + count)
         multiply = taped_round if self._engine == "mpsearch" else pyhessian_round
-        found = multiply(task, numbers)
+        found = multiply(task, numbers, self._of_inputs(task))
         finite = np.isfinite(found.weights).all() and np.isfinite(found.activations).all()
         if not (finite and math.isfinite(found.float_loss)):
             raise ModelError(f"{task.loss.name} or its Hessian is not finite on this data")
@@ -157,6 +164,13 @@ def _named(
         what: dict(zip(names, trace.tolist(), strict=True)),
         f"{what}_stderr": dict(zip(names, stderr.tolist(), strict=True)),
     }
+
+
+def _flat(names: list[str], samples: NDArray[np.float64]) -> tuple[str, ...]:
+    flat = [name for name, column in zip(names, samples.T, strict=True) if not column.any()]
+    if not flat:
+        return ()
+    return (f"the Hessian is zero in {', '.join(flat)}: their scores say nothing",)
 
 
 def _negative_traces(

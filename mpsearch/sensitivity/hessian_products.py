@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch.errors import DependencyError, InputError
 from mpsearch.formats import Format
@@ -23,9 +24,11 @@ from mpsearch.sensitivity.taps import frozen, own_use, watch_inputs
 __all__ = [
     "ProbeRound",
     "hessian_vector_products",
+    "pyhessian_products",
     "pyhessian_round",
     "rademacher",
     "taped_round",
+    "twice_differentiable",
 ]
 
 
@@ -49,12 +52,13 @@ class ProbeRound:
     float_loss: float
 
 
-def taped_round(task: ScoringTask, numbers: range) -> ProbeRound:
+def taped_round(task: ScoringTask, numbers: range, inputs: bool) -> ProbeRound:
     """Probe with one graph per batch that serves all probes and layers.
 
     Args:
         task: Model, layers, options, data.
         numbers: Numbers of the probes; each is the same vector in every run with the same seed.
+        inputs: Whether layer inputs are probed, too.
 
     Returns:
         The samples.
@@ -70,13 +74,14 @@ def taped_round(task: ScoringTask, numbers: range) -> ProbeRound:
         frozen(task.model),
         differentiated(weights),
         evaluation_mode(task.model),
+        twice_differentiable(),
     ):
-        if task.activation_formats:
-            hooks.enter_context(watch_inputs(task, watch.watch))
-        for batch, (inputs, target) in enumerate(task.data.batches()):
+        if inputs:
+            hooks.enter_context(watch_inputs(task, watch.watch, differentiated=True))
+        for batch, (values, target) in enumerate(task.data.batches()):
             watch.restart()
-            loss = task.loss(forward(task.model, inputs), target)
-            share = len(inputs) / len(task.data)
+            loss = task.loss(forward(task.model, values), target)
+            share = len(values) / len(task.data)
             losses.append(share * float(loss.detach()))
             variables = [*weights, *(tensor for _, tensor in watch.seen)]
             probes = (
@@ -143,6 +148,17 @@ def hessian_vector_products(
         )
 
 
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Keep attention from fused kernels, whose backward pass cannot be differentiated again.
+
+    Yields:
+        Nothing.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def rademacher(tensors: Iterable[Tensor], seed: Sequence[int]) -> Iterator[Tensor]:
     """Draw independent signs, the same on every device.
 
@@ -188,26 +204,61 @@ class _Inputs:
         return watched
 
 
-def pyhessian_round(task: ScoringTask, numbers: range) -> ProbeRound:
+def pyhessian_round(task: ScoringTask, numbers: range, inputs: bool) -> ProbeRound:
     """Probe by PyHessian 0.1, one pass over the data for every product.
 
     Args:
         task: Model, layers, options, data with targets.
         numbers: Numbers of the probes.
+        inputs: Whether layer inputs are probed, too.
 
     Returns:
         The samples, equal to those of `taped_round` up to rounding; no activations.
 
     Raises:
-        InputError: Activations are quantized, which PyHessian cannot look at, or a layer's weight
-            is not used.
-        DependencyError: PyHessian is not installed.
+        InputError: Inputs are to be probed, which PyHessian cannot look at.
     """
-    if task.activation_formats:
+    if inputs:
         raise InputError(
             "engine='pyhessian' multiplies by the Hessian in weights only; offer options without "
-            "activation formats, or use the default engine"
+            "activation formats and leave out activations=True, or use the default engine"
         )
+    weights = layer_weights(task.model, task.layers)
+    losses = [
+        (len(x) / len(task.data)) * float(task.loss(forward(task.model, x), y).detach())
+        for x, y in task.data.batches()
+    ]
+    samples = np.zeros((len(numbers), len(weights)))
+    with pyhessian_products(task, weights) as multiply:
+        for row, number in enumerate(numbers):
+            probe = list(rademacher(weights, (task.seed, number)))
+            samples[row] = [
+                float(torch.sum(z * hz, dtype=torch.float64))
+                for z, hz in zip(probe, multiply(probe), strict=True)
+            ]
+            task.on_progress(
+                Progress("profile", row + 1, len(numbers), "Hessian-vector products (PyHessian)")
+            )
+    nothing = np.zeros(len(weights))
+    return ProbeRound(samples, np.zeros_like(samples), nothing, {}, math.fsum(losses))
+
+
+@contextmanager
+def pyhessian_products(
+    task: ScoringTask, weights: Sequence[Tensor]
+) -> Iterator[Callable[[Sequence[Tensor]], list[Tensor]]]:
+    """Multiply the Hessian in some weights by PyHessian 0.1, one pass over the data per product.
+
+    Args:
+        task: Model and data.
+        weights: The weights; all other parameters are out of its sight.
+
+    Yields:
+        Vector to product, both shaped like the weights.
+
+    Raises:
+        DependencyError: PyHessian is not installed.
+    """
     try:
         from pyhessian import hessian
     except ImportError as error:
@@ -215,33 +266,26 @@ def pyhessian_round(task: ScoringTask, numbers: range) -> ProbeRound:
             "engine='pyhessian' needs PyHessian, which is not installed; "
             "run: pip install 'mpsearch[torch]'"
         ) from error
-    weights = layer_weights(task.model, task.layers)
-    losses = [
-        (len(x) / len(task.data)) * float(task.loss(forward(task.model, x), y).detach())
-        for x, y in task.data.batches()
-    ]
-    samples = np.zeros((len(numbers), len(weights)))
     others = [p for p in task.model.parameters() if not any(p is weight for weight in weights)]
-    with differentiated(weights), evaluation_mode(task.model), _untouched(others):
+    with (
+        differentiated(weights),
+        evaluation_mode(task.model),
+        _untouched(others),
+        twice_differentiable(),
+    ):
         on_gpu = weights[0].device.type == "cuda"
         reference = hessian(
             _Forwarded(task.model), task.loss, dataloader=list(task.data.batches()), cuda=on_gpu
         )
         order = [id(p) for p in task.model.parameters() if p.requires_grad]
-        for row, number in enumerate(numbers):
-            probe = list(rademacher(weights, (task.seed, number)))
-            by_id = {id(w): z for w, z in zip(weights, probe, strict=True)}
+
+        def multiply(vector: Sequence[Tensor]) -> list[Tensor]:
+            by_id = {id(w): v for w, v in zip(weights, vector, strict=True)}
             _, products = reference.dataloader_hv_product([by_id[key] for key in order])
             found = dict(zip(order, products, strict=True))
-            samples[row] = [
-                float(torch.sum(z * found[id(w)].detach(), dtype=torch.float64))
-                for w, z in zip(weights, probe, strict=True)
-            ]
-            task.on_progress(
-                Progress("profile", row + 1, len(numbers), "Hessian-vector products (PyHessian)")
-            )
-    nothing = np.zeros(len(weights))
-    return ProbeRound(samples, np.zeros_like(samples), nothing, {}, math.fsum(losses))
+            return [found[id(w)].detach() for w in weights]
+
+        yield multiply
 
 
 class _Forwarded(nn.Module):

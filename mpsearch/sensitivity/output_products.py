@@ -16,7 +16,7 @@ from mpsearch.progress import Progress
 from mpsearch.sensitivity.output_curvature import Draw, complete_factors, draw_factor
 from mpsearch.sensitivity.output_error import output_errors
 from mpsearch.sensitivity.protocol import ScoringTask
-from mpsearch.sensitivity.taps import Call, frozen, tapped
+from mpsearch.sensitivity.taps import Call, frozen, refuse_rows, tapped
 
 __all__ = ["OutputProducts", "output_products"]
 
@@ -140,6 +140,7 @@ class _Products:
             return
         gradients: Sequence[Tensor] = self._kept.pop(key)
         row, batch = self._rows[call.layer], self.products.shape[1]
+        refuse_rows(call, batch, len(gradient))
         for column, error in enumerate(output_errors(self._task, call)):
             if error is None:
                 continue

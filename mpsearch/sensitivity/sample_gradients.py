@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mpsearch.errors import ModelError
-from mpsearch.sensitivity.taps import Call, substituted
+from mpsearch.sensitivity.taps import Call, refuse_rows, substituted
 
 __all__ = ["SampleNorms", "squared_norms"]
 
@@ -77,17 +76,9 @@ class SampleNorms:
         Args:
             call: The call.
             gradient: Gradient of its output.
-
-        Raises:
-            ModelError: The layer's first axis is not the batch.
         """
         inputs = call.take()
-        if len(inputs) != self.batch:
-            raise ModelError(
-                f"layer {call.layer} runs on inputs of shape {tuple(inputs.shape)} while the batch "
-                f"has {self.batch} inputs: their gradients cannot be told apart. Use batch_size=1, "
-                "or an estimator that needs no gradients of single inputs"
-            )
+        refuse_rows(call, self.batch, len(inputs))
         pairs = self._waiting.setdefault(call.layer, [])
         pairs.append((inputs, gradient.detach()))
         if len(pairs) == self.calls(call.layer):

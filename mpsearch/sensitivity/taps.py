@@ -15,7 +15,16 @@ from mpsearch.models.inputs import intercept
 from mpsearch.models.kinds import Use
 from mpsearch.sensitivity.protocol import ScoringTask
 
-__all__ = ["Call", "Taps", "frozen", "own_use", "substituted", "tapped", "watch_inputs"]
+__all__ = [
+    "Call",
+    "Taps",
+    "frozen",
+    "own_use",
+    "refuse_rows",
+    "substituted",
+    "tapped",
+    "watch_inputs",
+]
 
 
 @dataclass
@@ -122,6 +131,7 @@ def tapped(
             site = task.quantizer.sites.find(task.model, layer.name)
             _refuse_kind(layer.name, site.kind)
             for use in site.uses:
+                _refuse_operand(layer.name, use)
                 before = _InputTap(taps, layer.name, use, on_input)
                 hooks.callback(intercept(task.model, site, use, before))
                 module = task.model.get_submodule(use.module)
@@ -136,6 +146,36 @@ def _refuse_kind(layer: str, kind: str) -> None:
             f"layer {layer} ({kind}) has no output of its own that gradients could be watched at; "
             "skip it, or use an estimator that needs the weight's gradient alone "
             "(gradient_deviation, hessian_trace) or measures (measured_loss, measured_kl)"
+        )
+
+
+def _refuse_operand(layer: str, use: Use) -> None:
+    if use.takes == "operand":
+        raise InputError(
+            f"layer {layer} is multiplied inside {use.module or 'the model'}, below automatic "
+            "differentiation, so gradients at its input or output cannot be watched; skip it, "
+            "offer weight-only options to an estimator that needs the weight's gradient alone "
+            "(gradient_deviation, hessian_trace), or measure (measured_loss, measured_kl)"
+        )
+
+
+def refuse_rows(call: Call, batch: int, rows: int) -> None:
+    """Refuse a layer that does not run on the inputs of the batch one by one.
+
+    Args:
+        call: A call of the layer.
+        batch: Inputs of the batch.
+        rows: Length of the first axis of what the layer ran on.
+
+    Raises:
+        InputError: They differ, as they do behind a router or where axes were folded together.
+    """
+    if rows != batch:
+        raise InputError(
+            f"layer {call.layer} runs on {rows} rows while the batch has {batch} inputs: what "
+            "belongs to one input cannot be told apart. Use batch_size=1, skip the layer, or use "
+            "an estimator that needs no terms of single inputs (gradient_deviation, fisher_output, "
+            "hessian_trace, measured_loss, measured_kl)"
         )
 
 
@@ -192,7 +232,10 @@ class _OutputTap:
 
 @contextmanager
 def watch_inputs(
-    task: ScoringTask, watch: Callable[[int, Tensor, int], Tensor | None]
+    task: ScoringTask,
+    watch: Callable[[int, Tensor, int], Tensor | None],
+    *,
+    differentiated: bool = False,
 ) -> Iterator[None]:
     """Reach every input that an activation format would round, of any kind of layer.
 
@@ -200,6 +243,8 @@ def watch_inputs(
         task: Model and layers.
         watch: Called with the layer's position, the input, and the axis that the weight contracts;
             what it returns, unless None, takes the input's place.
+        differentiated: Whether gradients of the inputs are wanted, which those that are multiplied
+            below automatic differentiation do not have.
 
     Yields:
         Nothing; the hooks are removed on leaving.
@@ -208,6 +253,8 @@ def watch_inputs(
         for row, layer in enumerate(task.layers):
             site = task.quantizer.sites.find(task.model, layer.name)
             for use in site.uses:
+                if differentiated:
+                    _refuse_operand(layer.name, use)
 
                 def function(values: Tensor, axis: int, row: int = row) -> Tensor:
                     found = watch(row, values, axis)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,3 +48,18 @@ def test_order_for_precisions_divides_by_the_number_of_weights(net, data):
 def test_an_iteration_that_did_not_converge_is_said(net, data):
     found = mp.profile(net, data, ["w4"], "hessian_top_eigenvalue", iterations=1)
     assert any("raise iterations" in text for text in found.warnings)
+
+
+def test_pyhessian_multiplies_to_the_same_eigenvalues(net, exact, data):
+    settings = {"iterations": 200, "tolerance": 1e-7}
+    ours = mp.profile(net, data, ["w4"], "hessian_top_eigenvalue", **settings)
+    theirs = mp.profile(net, data, ["w4"], "hessian_top_eigenvalue", engine="pyhessian", **settings)
+    assert np.allclose(ours.loss, theirs.loss, rtol=1e-5)
+    for layer, value in theirs.statistics["hessian_top_eigenvalue"].items():
+        truth = torch.linalg.eigvalsh(exact.hessian(layer))[-1].item()
+        assert value == pytest.approx(truth, rel=1e-3)
+
+
+def test_another_engine_is_refused(net, data):
+    with pytest.raises(mp.errors.InputError, match="pyhessian"):
+        mp.profile(net, data, ["w4"], "hessian_top_eigenvalue", engine="other")

@@ -121,7 +121,7 @@ def test_a_layer_whose_first_axis_is_not_the_batch_is_refused():
             return self.inner(x.reshape(-1, 2)).reshape(len(x), -1, 3).mean(dim=1)
 
     data = mp.DataSet("d", torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
-    with pytest.raises(mp.errors.ModelError, match=r"inner.*cannot be told apart"):
+    with pytest.raises(mp.errors.InputError, match=r"inner.*cannot be told apart"):
         mp.profile(Folded(), data, ["w4"], "empirical_fisher")
 
 
