@@ -72,7 +72,8 @@ class AsyncClient:
             timeout: Seconds for connecting, and between two parts of an answer or a body.
             retries: How long to try again.
             transport: Instead of a network connection, such as `httpx2.ASGITransport` or
-                `in_process.AppTransport`.
+                that of
+                `in_process.app_here`.
         """
         settings = connection(server, api_key, timeout)
         self.server = settings.server

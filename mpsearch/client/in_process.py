@@ -1,10 +1,11 @@
 """Speaking to an application in the same process: for tests, and for a page beside the service.
 
-`AppTransport` is for `AsyncClient`, `AppThread` for `Client`:
-
 ```python
-with AppThread(create_app(settings)) as transport:
-    client = Client(transport=transport)
+with app_in_thread(create_app(settings)) as transport, Client(transport=transport) as client:
+    ...
+async with app_here(create_app(settings)) as transport:
+    async with AsyncClient(transport=transport) as client:
+        ...
 ```
 
 Other than `httpx2.ASGITransport`, they hand an answer's parts on as they come, so that event
@@ -16,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
-from contextlib import suppress
-from typing import Any, Self
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
 
 import httpx2
 
-__all__ = ["App", "AppThread", "AppTransport"]
+__all__ = ["App", "AppTransport", "app_here", "app_in_thread"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,8 +30,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 """An ASGI application."""
 
+Result = TypeVar("Result")
+
 _END = None
 _STOP = 10.0
+_GOODBYE = 0.5
 
 
 class _Exchange:
@@ -95,55 +99,67 @@ class _Body(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._exchange.closed.set()
+        # The application may end by itself on hearing of it, as it does under a server.
+        await asyncio.wait({self._task}, timeout=_GOODBYE)
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+
+
+@asynccontextmanager
+async def app_here(app: App) -> AsyncIterator[AppTransport]:
+    """Run an application's lifespan in this event loop.
+
+    Args:
+        app: An ASGI application.
+
+    Yields:
+        The transport for an `AsyncClient`.
+    """
+    events: asyncio.Queue[Message] = asyncio.Queue()
+    started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    living = asyncio.create_task(_lifespan(app, events, started))
+    await events.put({"type": "lifespan.startup"})
+    await started
+    try:
+        yield AppTransport(app)
+    finally:
+        await events.put({"type": "lifespan.shutdown"})
+        await asyncio.wait_for(living, _STOP)
+
+
+async def _lifespan(
+    app: App, events: asyncio.Queue[Message], started: asyncio.Future[None]
+) -> None:
+    async def send(message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            started.set_result(None)
+        elif message["type"].endswith(".failed"):
+            raise RuntimeError(message.get("message") or message["type"])
+
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    try:
+        await app(scope, events.get, send)
+        if not started.done():
+            raise RuntimeError("the application's lifespan ended before it had started")
+    except Exception as error:
+        if started.done():
+            raise
+        started.set_exception(error)
 
 
 class AppTransport(httpx2.AsyncBaseTransport):
     """Carries requests of an `AsyncClient` to an application, under asyncio."""
 
     def __init__(self, app: App, client: tuple[str, int] = ("127.0.0.1", 50_000)) -> None:
-        """Take the application; nothing runs yet.
+        """Take the application.
 
         Args:
-            app: An ASGI application.
+            app: An ASGI application, whose lifespan somebody else runs; see `app_here`.
             client: Address that requests seem to come from.
         """
         self._app = app
         self._client = client
-        self._lifespan: asyncio.Task[None] | None = None
-        self._events: asyncio.Queue[Message] = asyncio.Queue()
-
-    async def __aenter__(self) -> Self:
-        """Run the start of the application's lifespan; without it, requests still work."""
-        started = asyncio.get_running_loop().create_future()
-        await self._events.put({"type": "lifespan.startup"})
-        self._lifespan = asyncio.create_task(self._live(started))
-        await started
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Run the end of the application's lifespan."""
-        if self._lifespan is not None:
-            await self._events.put({"type": "lifespan.shutdown"})
-            await asyncio.wait_for(self._lifespan, _STOP)
-            self._lifespan = None
-
-    async def _live(self, started: asyncio.Future[None]) -> None:
-        async def send(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
-                started.set_result(None)
-            elif message["type"].endswith(".failed"):
-                raise RuntimeError(message.get("message") or message["type"])
-
-        scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-        try:
-            await self._app(scope, self._events.get, send)
-        except Exception as error:
-            if started.done():
-                raise
-            started.set_exception(error)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Have the application answer; see `httpx2.AsyncBaseTransport`.
@@ -187,88 +203,34 @@ class AppTransport(httpx2.AsyncBaseTransport):
 
 
 class _BlockingBody(httpx2.SyncByteStream):
-    """The parts of an answer, fetched from the loop of an `AppThread`."""
+    """The parts of an answer, fetched from the loop of another thread."""
 
-    def __init__(self, thread: AppThread, stream: httpx2.AsyncByteStream) -> None:
-        self._thread = thread
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: httpx2.AsyncByteStream) -> None:
+        self._loop = loop
         self._stream = stream
         self._parts = aiter(stream)
 
     def __iter__(self) -> Iterator[bytes]:
-        while (part := self._thread.call(self._next())) is not None:
+        while (part := _called(self._loop, self._next())) is not None:
             yield part
 
     async def _next(self) -> bytes | None:
         return await anext(self._parts, None)
 
     def close(self) -> None:
-        self._thread.call(self._stream.aclose())
+        _called(self._loop, self._stream.aclose())
 
 
-class AppThread(httpx2.BaseTransport):
-    """Carries requests of a `Client` to an application that lives in an event loop of its own."""
+class _ThreadTransport(httpx2.BaseTransport):
+    """Carries requests of a `Client` to an application in the loop of another thread."""
 
-    def __init__(self, app: App, client: tuple[str, int] = ("127.0.0.1", 50_000)) -> None:
-        """Take the application; its loop runs from entering the context to leaving it.
-
-        Args:
-            app: An ASGI application.
-            client: Address that requests seem to come from.
-        """
-        self._app = app
-        self._client = client
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._transport: AppTransport | None = None
-
-    def __enter__(self) -> Self:
-        """Start the loop and the application's lifespan."""
-        self._thread.start()
-        self._transport = self.call(self._entered())
-        return self
-
-    async def _entered(self) -> AppTransport:
-        return await AppTransport(self._app, self._client).__aenter__()
-
-    def __exit__(self, *_: object) -> None:
-        """End the application's lifespan and the loop."""
-        try:
-            if self._transport is not None:
-                self.call(self._transport.__aexit__())
-        finally:
-            self._transport = None
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_STOP)
-            self._loop.close()
-
-    def close(self) -> None:
-        """Do nothing: clients come and go, and the application stays until the context ends."""
-
-    def call(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
-        """Run a coroutine in the loop.
-
-        Args:
-            work: The coroutine.
-
-        Returns:
-            Its result.
-        """
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def __init__(self, loop: asyncio.AbstractEventLoop, inner: AppTransport) -> None:
+        self._loop = loop
+        self._inner = inner
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Have the application answer; see `httpx2.BaseTransport`.
-
-        Args:
-            request: The request.
-
-        Returns:
-            The answer, whose body is still coming in.
-
-        Raises:
-            ConnectError: The context has not been entered, or has ended.
-        """
-        if self._transport is None:
-            raise httpx2.ConnectError("the application is not running: use `with AppThread(app)`")
+        if self._loop.is_closed():
+            raise httpx2.ConnectError("the application has ended")
         inner = httpx2.Request(
             request.method,
             request.url,
@@ -276,6 +238,41 @@ class AppThread(httpx2.BaseTransport):
             content=request.read(),
             extensions=request.extensions,
         )
-        answer = self.call(self._transport.handle_async_request(inner))
-        body = _BlockingBody(self, answer.stream)
+        answer = _called(self._loop, self._inner.handle_async_request(inner))
+        assert isinstance(answer.stream, httpx2.AsyncByteStream)
+        body = _BlockingBody(self._loop, answer.stream)
         return httpx2.Response(answer.status_code, headers=answer.headers.raw, stream=body)
+
+
+@contextmanager
+def app_in_thread(app: App) -> Iterator[httpx2.BaseTransport]:
+    """Run an application in an event loop of its own, in another thread.
+
+    Args:
+        app: An ASGI application.
+
+    Yields:
+        The transport for a `Client`; it serves any number of them, one after the other or at once.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="app", daemon=True)
+    thread.start()
+    here = app_here(app)
+    try:
+        yield _ThreadTransport(loop, _called(loop, here.__aenter__()))
+        _called(loop, here.__aexit__(None, None, None))
+    except BaseException:
+        # The application ends as well as it can, and what went wrong is what is told.
+        with suppress(Exception):
+            _called(loop, here.__aexit__(None, None, None), _STOP)
+        raise
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_STOP)
+        loop.close()
+
+
+def _called(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Result], seconds: float | None = None
+) -> Result:
+    return asyncio.run_coroutine_threadsafe(work, loop).result(seconds)

@@ -73,7 +73,7 @@ class Client:
             api_key: Token; by default `MPSEARCH_API_KEY`.
             timeout: Seconds for connecting, and between two parts of an answer or a body.
             retries: How long to try again.
-            transport: Instead of a network connection, such as `in_process.AppThread`.
+            transport: Instead of a network connection, such as `in_process.app_in_thread`.
         """
         settings = connection(server, api_key, timeout)
         self.server = settings.server
