@@ -166,7 +166,7 @@ def submit_command(
             job = client.submit(
                 model, data, idempotency_key=idempotency_key, on_upload=on_upload, **fields
             )
-        show(f"submitted {job.id} to {client.server}")
+        show(_escaped(f"submitted {job.id} to {client.server}"))
         if not (wait or gates or out is not None):
             _print_job(job, as_json=as_json)
             return
@@ -222,7 +222,7 @@ def cancel_command(
     """End a job that has not ended."""
     with _client(server, api_key) as client:
         found = client.cancel(job)
-    show(f"{found.id} is {found.status}")
+    show(_escaped(f"{found.id} is {found.status}"))
     if as_json:
         print_document(found)
 
@@ -281,7 +281,8 @@ def _watched(
     try:
         return client.wait(job, timeout=timeout, on_event=on_event, progress=True)
     except KeyboardInterrupt:
-        show(f"{job} goes on; `mpsearch watch {job}` follows it, `mpsearch cancel {job}` ends it")
+        follow = f"`mpsearch watch {job}` follows it, `mpsearch cancel {job}` ends it"
+        show(_escaped(f"{job} goes on; {follow}"))
         raise
 
 
@@ -295,7 +296,8 @@ def _finish(
     if out is not None and job.ended:
         # A failed job has its log to tell.
         written = client.download_all(job, out)
-        show(f"wrote {', '.join(path.name for path in written) or 'nothing'} to {out}")
+        names = ", ".join(path.name for path in written) or "nothing"
+        show(_escaped(f"wrote {names} to {out}"))
     if job.ended:
         _raise_failure(job)
     answer: Allocation = client.result(job)

@@ -120,6 +120,6 @@ def _bars(console: Console | None) -> Progress:
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[note]}", markup=True),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=console or Console(stderr=True, highlight=False),
     )
