@@ -42,7 +42,11 @@ def ended_of(assignment: Assignment, limits: Limits, ending: Ending | None) -> E
     produced = [*_produced(assignment.folder, outcome), *_log(assignment.folder)]
     failure = outcome.failure
     if failure is not None:
-        failure = failure.model_copy(update={"log_tail": log_tail(assignment)})
+        said = {
+            "message": _unsaid(assignment, failure.message),
+            "log_tail": log_tail(assignment),
+        }
+        failure = failure.model_copy(update=said)
         return Ended(tuple(_log(assignment.folder)), failure)
     return Ended(tuple(produced))
 
@@ -66,6 +70,11 @@ def log_tail(assignment: Assignment) -> str:
         return ""
     if size > TAIL_BYTES:
         text = text.partition("\n")[2] or text
+    return _unsaid(assignment, text)
+
+
+def _unsaid(assignment: Assignment, text: str) -> str:
+    """Take the service's own paths out of what clients will read."""
     for name, own in _own_paths(assignment):
         text = text.replace(own, name)
     return text
