@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["Settings"]
@@ -20,7 +20,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MPSEARCH_", frozen=True, extra="ignore")
 
     data_dir: Path = Field(
-        default=Path("mpsearch-data"), description="database, uploads, results and caches"
+        default=Path("mpsearch-data"),
+        validate_default=True,
+        description="database, uploads, results and caches",
     )
     database_url: SecretStr | None = Field(
         default=None, description="SQLAlchemy URL; default: SQLite in the data folder"
@@ -69,9 +71,15 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     hub_downloads: bool = Field(default=False, description="allow specs that fetch from a hub")
 
+    @field_validator("data_dir")
+    @classmethod
+    def _settle(cls, folder: Path) -> Path:
+        # Jobs stand in folders of their own: a relative path would mean another place there.
+        return folder.expanduser().absolute()
+
     @property
     def database(self) -> str:
         """The URL of the database, with its password."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{(self.data_dir / 'mpsearch.db').absolute()}"
+        return f"sqlite:///{self.data_dir / 'mpsearch.db'}"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,19 +37,95 @@ def mpsearch(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.slow
-def test_the_library_example_runs(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+def python(code: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("optimal")
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_library_example_runs(tmp_path: Path) -> None:
+    (code,) = [block for block in blocks("python") if "import mpsearch as mp" in block]
+    assert python(code, tmp_path).startswith("optimal")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What `make serve` starts, on a free port."""
+    from mpsearch.client import Client
+    from mpsearch.errors import MpsearchError
+
+    folder = tmp_path_factory.mktemp("served")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (folder / "log.txt").open("wb") as log:
+        server = subprocess.Popen(
+            [MPSEARCH, "serve", "--port", str(port)], cwd=folder, stdout=log, stderr=log
+        )
+        try:
+            for _ in range(240):
+                try:
+                    Client(address).ready()
+                    break
+                except MpsearchError:
+                    time.sleep(0.5)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_walk_through_the_service_with_curl_runs(served: str, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks("sh") if "curl" in block]
+    root = Path(__file__).parents[2]
+    (tmp_path / "mpsearch").symlink_to(root / "mpsearch")
+    done = subprocess.run(
+        ["sh", "-eu", "-c", script.replace("http://127.0.0.1:8000", served)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "event: status" in done.stdout
+    weights = (root / "mpsearch/models/weights/digits-resnet.safetensors").read_bytes()
+    stored = json.loads((tmp_path / "model.json").read_text())
+    assert stored["sha256"] == hashlib.sha256(weights).hexdigest()
+    answer = json.loads((tmp_path / "allocation.json").read_text())
+    assert answer["status"] == "optimal"
+    assert answer["verification"]["allocation"]["metric"] > 0.97
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    cheaper = json.loads((tmp_path / "cheaper.json").read_text())
+    assert cheaper["predicted_loss"] <= answer["predicted_loss"]
+
+
+@pytest.mark.slow
+def test_the_example_of_the_client_runs(served: str, tmp_path: Path) -> None:
+    (code,) = [block for block in blocks("python") if "Client(" in block]
+    said = python(code.replace("http://127.0.0.1:8000", served), tmp_path)
+    assert said.startswith("optimal")
+
+
+@pytest.mark.slow
+def test_the_gate_of_the_pipeline_holds(served: str, tmp_path: Path) -> None:
+    (line,) = [line for line in commands() if line.startswith("mpsearch submit")]
+    done = mpsearch([*shlex.split(line)[1:], "--server", served], tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(line.replace("accuracy_drop>0.01", "accuracy_drop>-1"))
+    failed = mpsearch([*words[1:], "--server", served], tmp_path)
+    assert failed.returncode == 5, failed.stderr
 
 
 @pytest.mark.slow
