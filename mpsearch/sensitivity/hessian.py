@@ -144,7 +144,7 @@ def _scores_of_probes(
     for column, option in enumerate(task.options):
         if not option.activation.is_float:
             for row, layer in enumerate(task.layers):
-                mean_trace = found.activations[:, row] / max(1, found.input_sizes[row])
+                mean_trace = found.activations[:, row] / max(1.0, found.input_sizes[row])
                 scores[:, row, column] += mean_trace * found.input_errors.get(
                     (layer.name, option.activation), 0.0
                 )

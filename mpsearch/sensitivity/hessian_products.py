@@ -40,7 +40,7 @@ class ProbeRound:
         weights: For every layer's weight, probes x layers.
         activations: For every layer's input, of one input's own loss averaged over the data;
             probes x layers, zeros where activations stay in float.
-        input_sizes: Elements of one input of every layer.
+        input_sizes: Elements of every layer's input, per input of the model.
         input_errors: (layer, format) -> mean over the data of ||Q(A) - A||².
         float_loss: Loss of the unquantized model.
     """
@@ -187,7 +187,6 @@ class _Inputs:
 
     def restart(self) -> None:
         self.seen.clear()
-        self.sizes[:] = 0
 
     def errors(self) -> dict[tuple[str, Format], float]:
         return {key: total / len(self._task.data) for key, total in self._squares.items()}
@@ -195,7 +194,8 @@ class _Inputs:
     def watch(self, row: int, inputs: Tensor, axis: int) -> Tensor:
         watched = own_use(inputs)
         self.seen.append((row, watched))
-        self.sizes[row] += watched[0].numel()
+        # An expert may see more or fewer rows than the batch has inputs.
+        self.sizes[row] += watched.numel() / len(self._task.data)
         name, values = self._task.layers[row].name, watched.detach()
         for fmt in self._task.activation_formats:
             moved = self._task.quantizer.activation(name, fmt)(values, axis) - values

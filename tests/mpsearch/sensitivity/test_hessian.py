@@ -133,3 +133,18 @@ def test_no_more_probes_are_drawn_than_allowed(net, data):
         net, data, ["w4"], "hessian_trace", probes="auto", settled=0.0, most_probes=11
     )
     assert found.statistics["probes"]["conv"] == 11
+
+
+def test_input_traces_are_found_on_request_where_options_leave_inputs_alone(net, data):
+    settings = {"probes": 16, "seed": 3}
+    asked = mp.profile(net, data, ["w4"], "hessian_trace", activations=True, **settings)
+    formats = mp.profile(net, data, ["w4a8"], "hessian_trace", **settings)
+    alone = mp.profile(net, data, ["w4"], "hessian_trace", **settings)
+    assert asked.statistics["activation_hessian_trace"] == pytest.approx(
+        formats.statistics["activation_hessian_trace"]
+    )
+    assert "activation_hessian_trace" not in alone.statistics
+    # A weight-only score takes no term from them.
+    squared = asked.loss.ravel() / [asked.statistics["hessian_trace"][g] for g in asked.groups]
+    plain = alone.loss.ravel() / [alone.statistics["hessian_trace"][g] for g in alone.groups]
+    assert np.allclose(squared, plain)
