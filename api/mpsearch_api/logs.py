@@ -12,7 +12,7 @@ from mpsearch_api.settings import Settings
 
 __all__ = ["configure_logs", "get"]
 
-_CHATTY = ("alembic", "uvicorn.error", "asyncio")
+_CHATTY = ("alembic", "uvicorn.error", "asyncio", "httpx2")
 _SECRET = ("authorization", "secret", "password", "token", "database_url")
 
 
@@ -34,7 +34,12 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         _hide_secrets,
     ]
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+        # Not the rich tracebacks of its default: they show local variables, secrets among them.
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if people
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

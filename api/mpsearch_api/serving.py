@@ -25,6 +25,7 @@ from mpsearch_api.settings import Settings
 __all__ = ["DispatcherKeeper", "serve"]
 
 GRACE_SECONDS = 10
+SWITCH_SECONDS = 0.0005
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
@@ -42,6 +43,9 @@ def serve(settings: Settings, host: str, port: int, *, dispatch: bool, page: boo
         page: Whether the web page is served, where its package is installed.
     """
     logs.configure_logs(settings)
+    # Threads that wait for the database hand the interpreter back sooner than every 5 ms, so that
+    # the event loop answers the others meanwhile.
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = _listening(host, port)
     app = create_app(
         settings, host=host, page=page and importlib.util.find_spec("nicegui") is not None

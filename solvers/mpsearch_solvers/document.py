@@ -65,7 +65,7 @@ def parse(document: object) -> Problem:
     if not groups:
         raise ProblemError("groups", "is empty; give at least one group")
     menus = _Menus(groups)
-    peaks = document.get("rows") or {}
+    peaks = {} if document.get("rows") is None else document["rows"]
     if not isinstance(peaks, Mapping):
         raise ProblemError("rows", f"is {peaks!r}; give an object of resource -> steps")
     goal = read_goal(document.get("goal"))
@@ -260,7 +260,7 @@ def _parse_fixed(document: object) -> dict[str, str]:
 
 def _parse_forbidden(document: object) -> tuple[tuple[str, str], ...]:
     pairs = []
-    for position, pair in enumerate(_list(document or [], "forbidden")):
+    for position, pair in enumerate(_list([] if document is None else document, "forbidden")):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ProblemError(f"forbidden[{position}]", f"is {pair!r}; give [group, option]")
         pairs.append((str(pair[0]), str(pair[1])))
@@ -269,13 +269,13 @@ def _parse_forbidden(document: object) -> tuple[tuple[str, str], ...]:
 
 def _parse_ties(document: object) -> tuple[tuple[str, ...], ...]:
     ties = []
-    for position, tie in enumerate(_list(document or [], "ties")):
+    for position, tie in enumerate(_list([] if document is None else document, "ties")):
         ties.append(tuple(str(member) for member in _list(tie, f"ties[{position}]")))
     return tuple(ties)
 
 
 def _parse_interactions(document: object, menus: _Menus) -> Interactions | None:
-    entries = _list(document or [], "interactions")
+    entries = _list([] if document is None else document, "interactions")
     if not entries:
         return None
     groups = np.zeros((len(entries), 2), dtype=np.intp)

@@ -111,7 +111,6 @@ def _layers(app: FastAPI, service: Service) -> list[Middleware]:
             origins=settings.cors_origins,
             any_host=guarded_by_keys and not settings.allowed_hosts,
         ),
-        Middleware(GZipMiddleware, minimum_size=1024, compresslevel=5),
     ]
     if settings.cors_origins:
         layers.append(
@@ -125,6 +124,8 @@ def _layers(app: FastAPI, service: Service) -> list[Middleware]:
         )
     return [
         *layers,
+        # Outside of compression, so that HEAD tells the length that GET has.
         Middleware(Methods, methods=app.state.methods),
+        Middleware(GZipMiddleware, minimum_size=1024, compresslevel=5),
         Middleware(Gate, service=service),
     ]

@@ -27,12 +27,11 @@ class RateLimit:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, key: str, cost: float = 1.0) -> float:
-        """Take from a bucket.
+    def take(self, key: str) -> float:
+        """Take one request from a bucket.
 
         Args:
             key: Whose.
-            cost: Requests; 0 only looks.
 
         Returns:
             0 when the request may pass, otherwise the seconds until it may.
@@ -40,10 +39,8 @@ class RateLimit:
         now = self._clock()
         left, since = self._buckets.pop(key, (self._most, now))
         left = min(self._most, left + (now - since) * self._rate)
-        # Looking asks for a whole request's worth and takes nothing.
-        wanted = cost or 1.0
-        wait = 0.0 if left >= wanted else (wanted - left) / self._rate
-        self._buckets[key] = (left - cost if wait == 0 else left, now)
+        wait = 0.0 if left >= 1 else (1 - left) / self._rate
+        self._buckets[key] = (left if wait else left - 1, now)
         if len(self._buckets) > MOST_KEYS:
             self._buckets.popitem(last=False)
         return wait

@@ -23,7 +23,8 @@ __all__ = ["Service"]
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
-THREADS = 32
+THREADS = 16
+WRITERS = 64
 TRANSFERS = 64
 
 
@@ -56,6 +57,7 @@ class Service:
         self.catalogue = catalogue or Catalogue()
         self.solver = SolvePool(settings.solve_processes, seconds=settings.solve_seconds)
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._writers = anyio.CapacityLimiter(WRITERS)
         self._transfers = anyio.CapacityLimiter(TRANSFERS)
         self._closing: asyncio.Event | None = None
 
@@ -87,7 +89,7 @@ class Service:
     async def call(
         self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
-        """Call what may wait for a disk or a database, in a thread.
+        """Call what reads a disk or a database, in a thread.
 
         Args:
             function: What to call.
@@ -99,6 +101,22 @@ class Service:
         """
         waits = functools.partial(function, *args, **kwargs)
         return await anyio.to_thread.run_sync(waits, limiter=self._threads)
+
+    async def write(
+        self, function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Result:
+        """Call what waits for a commit, in other threads, so that no reader queues behind it.
+
+        Args:
+            function: What to call.
+            *args: Its arguments.
+            **kwargs: Its named arguments.
+
+        Returns:
+            What it returned.
+        """
+        waits = functools.partial(function, *args, **kwargs)
+        return await anyio.to_thread.run_sync(waits, limiter=self._writers)
 
     async def transfer(self, function: Callable[[], Result]) -> Result:
         """Call what reads a request's body, and so waits for the network, in other threads.

@@ -130,7 +130,7 @@ async def _uploaded(service: Service, tenant: str, upload: str) -> Blob:
     catalog = service.store.catalog
     if await service.call(catalog.get_upload, tenant, upload) is None:
         raise missing("upload", upload)
-    return await service.call(catalog.finish_upload, tenant, upload, service.blobs)
+    return await service.write(catalog.finish_upload, tenant, upload, service.blobs)
 
 
 async def _room(service: Service, tenant: str) -> int:
@@ -160,7 +160,7 @@ async def recorded(
     Returns:
         The answer, 201.
     """
-    found = await service.call(
+    found = await service.write(
         service.store.catalog.add_stored,
         caller.tenant,
         kind,
@@ -234,6 +234,6 @@ async def deleted(service: Service, caller: Principal, kind: StoredKind, name: s
         missing: 404, there is none.
     """
     await one_of(service, caller, kind, name)
-    if not await service.call(service.store.catalog.delete_stored, view(caller), name):
+    if not await service.write(service.store.catalog.delete_stored, view(caller), name):
         raise missing(kind, name)
     return Response(status_code=204)

@@ -72,7 +72,7 @@ async def store_hardware(
     digest = announced_digest(request)
     body = await limited_body(request, service.settings.body_bytes)
     await service.solver.run({"task": "hardware", "format": form}, body)
-    blob = await service.call(service.blobs.put, [body])
+    blob = await service.write(service.blobs.put, [body])
     check_digest(digest, blob.sha256)
     wanted = FromUpload(upload="-", name=name or f"table.{form}", format=form)
     return await recorded(service, caller, "hardware", wanted, form, blob)

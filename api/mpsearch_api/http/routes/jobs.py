@@ -85,7 +85,7 @@ async def submit_job(
     refusal = await _refusal(request, job, service, caller)
     if refusal is not None:
         return refusal
-    found, new = await service.call(
+    found, new = await service.write(
         service.store.jobs.submit,
         caller.tenant,
         job,
@@ -205,7 +205,7 @@ async def cancel_job(job_id: JobId, service: TheService, caller: Writer) -> Resp
     """Cancel a queued or running job; its processes end within seconds. An ended job stays."""
     found = None
     if is_id("job", job_id):
-        found = await service.call(service.store.jobs.cancel, view(caller), job_id)
+        found = await service.write(service.store.jobs.cancel, view(caller), job_id)
     if found is None:
         raise missing("job", job_id)
     return Response(found.model_dump_json(), media_type="application/json")
@@ -220,7 +220,7 @@ async def cancel_job(job_id: JobId, service: TheService, caller: Writer) -> Resp
 )
 async def delete_job(job_id: JobId, service: TheService, caller: Writer) -> Response:
     """Remove an ended job with its events and files."""
-    gone = is_id("job", job_id) and await service.call(
+    gone = is_id("job", job_id) and await service.write(
         service.store.jobs.delete, view(caller), job_id
     )
     if not gone:

@@ -34,7 +34,7 @@ _EXAMPLE = {
 _PROBLEM: dict[str, Any] = {
     "type": "object",
     "required": ["groups", "limits"],
-    "description": "a problem file, as `mpsearch solve` reads it; see docs/solving.md",
+    "description": "a problem file, as `mpsearch solve` reads it; see docs/solvers.md",
     "properties": {
         "version": {"const": 1},
         "groups": {

@@ -68,7 +68,7 @@ async def create_upload(body: NewUpload, service: TheService, caller: Writer) ->
         raise HTTPException(
             413, f"a file of {body.size:,} bytes; at most {settings.upload_bytes:,} are taken"
         )
-    found = await service.call(
+    found = await service.write(
         service.store.catalog.create_upload,
         caller.tenant,
         body.size,
@@ -138,7 +138,7 @@ async def send_part(
     try:
         await _written(request, service, part)
     finally:
-        await service.call(part.close)
+        await service.write(part.close)
     if part.offset == found.size:
         found = await _finished(service, tenant, found)
     return Response(status_code=204, headers={"Upload-Offset": str(part.offset)})
@@ -153,7 +153,7 @@ async def send_part(
 )
 async def delete_upload(upload_id: UploadId, service: TheService, caller: Writer) -> Response:
     """Forget an upload and its bytes; what was made from it stays."""
-    if not await service.call(service.store.catalog.delete_upload, view(caller), upload_id):
+    if not await service.write(service.store.catalog.delete_upload, view(caller), upload_id):
         raise missing("upload", upload_id)
     return Response(status_code=204)
 
@@ -176,14 +176,14 @@ async def _written(request: Request, service: Service, part: Appending) -> None:
     async with aclosing(chunks_of(request)) as chunks:
         try:
             async for chunk in chunks:
-                await service.call(part.write, chunk)
+                await service.write(part.write, chunk)
         except ClientDisconnect:
             return  # what came is kept; nobody is there to be told
 
 
 async def _finished(service: Service, tenant: str | None, upload: Upload) -> Upload:
     catalog = service.store.catalog
-    await service.call(catalog.finish_upload, tenant, upload.id, service.blobs)
+    await service.write(catalog.finish_upload, tenant, upload.id, service.blobs)
     return await service.call(catalog.get_upload, tenant, upload.id) or upload
 
 
