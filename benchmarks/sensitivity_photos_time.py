@@ -19,7 +19,7 @@ import torch
 from sensitivity_photos import MENU, efficientnet_lite0, photos
 
 import mpsearch as mp
-import mpsearch.sensitivity.output_error  # noqa: F401 - imports are not timed
+import mpsearch.sensitivity.output_error
 
 
 def ours() -> float:
