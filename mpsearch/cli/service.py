@@ -250,7 +250,7 @@ def _client(server: str | None, api_key: str | None) -> Iterator[Client]:
     from mpsearch.client import Client, Retries
 
     # Somebody sits in front of it: a service that is not there is told of soon.
-    with Client(server, api_key=api_key, retries=Retries(patience=5.0)) as client:
+    with Client(server, api_key=api_key, retries=Retries(contact=5.0)) as client:
         yield client
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from mpsearch.client.answers import checked, decoded, parsed
 from mpsearch.client.errors import AnswerError, ConflictError, job_error
 from mpsearch.client.requests import Budgets, made
-from mpsearch.client.retrying import Backoff, Retries, sent
+from mpsearch.client.retrying import Backoff, Contact, Retries, sent
 from mpsearch.client.steps import Call, Emit, Flow, call_of, mapped
 from mpsearch.client.watching import Follow, follow
 from mpsearch.errors import InputError
@@ -75,14 +75,16 @@ class Operations:
     Attributes:
         server: Address of the service, for messages.
         retries: How long to try again.
+        contact: Whether the service has ever answered.
     """
 
     server: str
     retries: Retries = field(default_factory=Retries)
+    contact: Contact = field(default_factory=Contact)
 
     def backoff(self) -> Backoff:
         """Make what counts the failures of one request."""
-        return Backoff(self.retries, self.server)
+        return Backoff(self.retries, self.server, self.contact)
 
     def get(self, kind: type[Model], path: str, **query: object) -> Flow[Model]:
         """Read a typed object.
@@ -247,7 +249,9 @@ class Operations:
             The flow.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        return follow(Follow(id_of(reference), self.retries, self.server, after, deadline))
+        return follow(
+            Follow(id_of(reference), self.retries, self.server, after, deadline, self.contact)
+        )
 
     def document(
         self, kind: type[Model], reference: Reference, name: str, **query: object
@@ -426,7 +430,7 @@ class Operations:
             Nothing.
         """
         call = call_of("GET", "/readyz")
-        once = Backoff(replace(self.retries, patience=0.0), self.server)
+        once = Backoff(replace(self.retries, patience=0.0), self.server, self.contact)
         checked((yield from sent(call, once)), call)
 
 

@@ -11,7 +11,7 @@ from mpsearch.client.answers import error_of, passing, retry_after
 from mpsearch.client.errors import ServiceError, TooManyRequestsError, UnreachableError
 from mpsearch.client.steps import Answer, Call, Flow, LinkError, pause, sent_once
 
-__all__ = ["Backoff", "Retries", "sent"]
+__all__ = ["Backoff", "Contact", "Retries", "sent"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,15 @@ class Retries:
         first: Seconds, the first delay.
         longest: Seconds, the longest delay that is not asked for by the service.
         waiting: Seconds of patience while a job is followed: a server may be restarted meanwhile.
+        contact: Seconds of patience until the service has answered this client once: an address
+            where nothing listens is told of soon.
     """
 
     patience: float = 30.0
     first: float = 0.25
     longest: float = 10.0
     waiting: float = 300.0
+    contact: float = 10.0
 
     def delay(self, failures: int, share: float) -> float:
         """Compute a delay.
@@ -49,6 +52,13 @@ class Retries:
         return most * (0.5 + 0.5 * share)
 
 
+@dataclass
+class Contact:
+    """Whether the service has ever answered."""
+
+    made: bool = False
+
+
 class Backoff:
     """Counts the failures of one task and sleeps after each, until patience ends."""
 
@@ -56,6 +66,7 @@ class Backoff:
         self,
         retries: Retries,
         server: str,
+        contact: Contact | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,  # noqa: S311
@@ -65,11 +76,13 @@ class Backoff:
         Args:
             retries: How long to go on.
             server: Address, for the message.
+            contact: Whether the service has ever answered; None: it has.
             clock: Seconds that never go back.
             draw: Gives numbers from [0, 1).
         """
         self.retries = retries
         self.server = server
+        self.contact = contact or Contact(made=True)
         self.failures = 0
         self.links_lost = 0
         self._clock = clock
@@ -82,7 +95,7 @@ class Backoff:
 
     def fresh(self) -> Backoff:
         """Make one for a part of the task, whose success says nothing about the whole."""
-        return Backoff(self.retries, self.server, clock=self._clock, draw=self._draw)
+        return Backoff(self.retries, self.server, self.contact, clock=self._clock, draw=self._draw)
 
     def after(self, trouble: Answer | LinkError, call: Call) -> Flow[None]:
         """Sleep after a failure.
@@ -103,8 +116,12 @@ class Backoff:
         self.links_lost += isinstance(trouble, LinkError)
         delay = self.retries.delay(self.failures, self._draw())
         asked = retry_after(trouble) or 0.0 if isinstance(trouble, Answer) else 0.0
+        self.contact.made |= isinstance(trouble, Answer)
+        patience = self.retries.patience
+        if not self.contact.made:
+            patience = min(patience, self.retries.contact)
         # A last try is made when patience ends, and none after it.
-        left = self._since + self.retries.patience - self._clock()
+        left = self._since + patience - self._clock()
         if left <= 0 or asked > left:
             raise self._given_up(trouble, call)
         yield from pause(min(max(delay, asked), left))
@@ -148,6 +165,7 @@ def sent(call: Call, backoff: Backoff) -> Flow[Answer]:
             yield from backoff.after(error, call)
             continue
         if not passing(answer):
+            backoff.contact.made = True
             backoff.reset()
             return answer
         yield from backoff.after(answer, call)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from mpsearch.client.answers import decoded, error_of, parsed, passing, retry_after
 from mpsearch.client.errors import AnswerError, WaitTimeoutError
 from mpsearch.client.event_stream import EventStream
-from mpsearch.client.retrying import Backoff, Retries, sent
+from mpsearch.client.retrying import Backoff, Contact, Retries, sent
 from mpsearch.client.steps import Call, Emit, Flow, LinkError, call_of, opened, pause, read
 from mpsearch.schemas.jobs import Event, Job
 
@@ -43,6 +43,7 @@ class Follow:
         server: Address of the service.
         seen: Id of the last event that was handed out.
         deadline: Clock time when to stop; infinity: never.
+        contact: Whether the service has ever answered.
         streams: Whether to use the event stream.
         clock: Seconds that never go back.
     """
@@ -52,6 +53,7 @@ class Follow:
     server: str
     seen: int = 0
     deadline: float = math.inf
+    contact: Contact = field(default_factory=Contact)
     streams: bool = True
     clock: Callable[[], float] = time.monotonic
     _silent: int = field(default=0, init=False)
@@ -74,7 +76,8 @@ class Follow:
     def backoff(self) -> Backoff:
         """Make what counts the failures of one request, which may not outlast the deadline."""
         patience = min(self.retries.waiting, self.left(self.retries.waiting))
-        return Backoff(replace(self.retries, patience=patience), self.server, clock=self.clock)
+        retries = replace(self.retries, patience=patience)
+        return Backoff(retries, self.server, self.contact, clock=self.clock)
 
     def left(self, most: float) -> float:
         """Compute how long the next thing may last.

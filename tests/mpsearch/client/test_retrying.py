@@ -15,6 +15,7 @@ from mpsearch.client.errors import (
     UnauthorizedError,
     UnreachableError,
 )
+from mpsearch.client.operations import Operations
 from mpsearch.client.retrying import Backoff, Retries, sent
 from mpsearch.client.steps import Answer, LinkError, call_of
 
@@ -75,6 +76,24 @@ def test_patience_bounds_the_time_and_the_last_try_comes_at_its_end(wire, patien
     with pytest.raises(UnreachableError):
         run(line, line.answer, Retries(patience=patience), draw=lambda: share)
     assert sum(line.slept) == pytest.approx(patience, abs=1e-9)
+
+
+def test_a_service_that_never_answered_is_given_up_sooner(wire) -> None:
+    line = wire(scripted(LinkError("refused"), OK))
+    operations = Operations("http://here", Retries(patience=100.0, contact=3.0))
+    backoff = Backoff(operations.retries, "", operations.contact, clock=line.clock)
+    line.answer = scripted(LinkError("refused"))
+    with pytest.raises(UnreachableError):
+        line.run(sent(CALL, backoff))
+    assert sum(line.slept) == pytest.approx(3.0)
+    line.answer = scripted(OK)
+    line.run(sent(CALL, operations.backoff()))
+    assert operations.contact.made
+    line.slept.clear()
+    line.answer = scripted(LinkError("refused"))
+    with pytest.raises(UnreachableError):
+        line.run(sent(CALL, backoff.fresh()))
+    assert sum(line.slept) == pytest.approx(100.0)
 
 
 def test_no_patience_means_one_try(wire) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsearch.client.errors import AnswerError, NotFoundError, UnreachableError, WaitTimeoutError
-from mpsearch.client.retrying import Retries
+from mpsearch.client.retrying import Contact, Retries
 from mpsearch.client.steps import Answer, Call, LinkError
 from mpsearch.client.watching import Follow, follow
 
@@ -78,11 +78,14 @@ class Service:
         return Answer(200, {"content-type": "application/json"}, json.dumps(found).encode())
 
 
-def followed(wire, answer: Callable, *, after: int = 0, seconds: float = math.inf, **retries):
+def followed(
+    wire, answer: Callable, *, after: int = 0, seconds: float = math.inf, known: bool = True
+):
     line = wire(answer)
     following = Follow(
-        "job_1", Retries(**retries), "http://here", after, line.now + seconds, clock=line.clock
+        "job_1", Retries(), "http://here", after, line.now + seconds, clock=line.clock
     )
+    following.contact.made = known
     try:
         job = line.run(follow(following))
     finally:
@@ -154,8 +157,22 @@ def test_a_service_that_stays_down_is_given_up(wire) -> None:
     def answer(_: Call):
         raise LinkError("refused")
 
+    line = wire(answer)
+    following = Follow("job_1", Retries(), "", 0, clock=line.clock, contact=Contact(made=True))
     with pytest.raises(UnreachableError):
-        followed(wire, answer, waiting=60.0)
+        line.run(follow(following))
+    assert sum(line.slept) == pytest.approx(Retries().waiting)
+
+
+def test_where_nothing_ever_answered_nobody_waits_for_long(wire) -> None:
+    def answer(_: Call):
+        raise LinkError("refused")
+
+    line = wire(answer)
+    following = Follow("job_1", Retries(), "", 0, clock=line.clock)
+    with pytest.raises(UnreachableError):
+        line.run(follow(following))
+    assert sum(line.slept) == pytest.approx(Retries().contact)
 
 
 def test_a_full_service_is_asked_again_when_it_wants(wire) -> None:
