@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Column, Connection, Row, Select, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Page
@@ -19,7 +18,8 @@ from mpsearch_api.store.database import Database
 from mpsearch_api.store.ids import is_id, new_id
 from mpsearch_api.store.partial import PartFile, PartialFiles
 from mpsearch_api.store.rows import moment
-from mpsearch_api.store.tables import jobs, profiles, stored, tenants, uploads
+from mpsearch_api.store.submitting import hold_tenants
+from mpsearch_api.store.tables import jobs, profiles, stored, uploads
 
 __all__ = ["Appending", "Catalog"]
 
@@ -418,13 +418,8 @@ def _bytes_held(connection: Connection, tenant: str) -> int:
 def _check_quota(connection: Connection, tenant: str, size: int, most: int | None) -> None:
     if most is None:
         return
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    # Holds the tenant's row, so that two uploads at once are counted one after the other.
-    connection.execute(
-        dialect.insert(tenants)
-        .values(tenant=tenant, turn=0)
-        .on_conflict_do_update(index_elements=[tenants.c.tenant], set_={"turn": tenants.c.turn})
-    )
+    # Two uploads at once are then counted one after the other.
+    hold_tenants(connection, [tenant])
     held = _bytes_held(connection, tenant)
     if held + size > most:
         raise QuotaError(

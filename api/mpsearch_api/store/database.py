@@ -46,7 +46,9 @@ class Database:
         self.clock = clock
         self.engine = _make_engine(url)
         self.postgres = self.engine.dialect.name == "postgresql"
-        self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite's connections are in this mode to begin with, and setting it anew costs queries.
+        options = {"isolation_level": "AUTOCOMMIT"} if self.postgres else {}
+        self._reading = self.engine.execution_options(**options)
         self._writing = self.engine.execution_options(mpsearch_write=True)
         # Threads queue here rather than in SQLite's busy handler, which sleeps between tries.
         self._writer: AbstractContextManager[object] = (

@@ -20,12 +20,17 @@ Result = TypeVar("Result")
 class _Ticket(Generic[Item, Result]):
     def __init__(self, item: Item) -> None:
         self.item = item
+        self.woken = threading.Event()
         self.done = False
         self.result: Result | Exception | None = None
 
 
 class GroupCommit(Generic[Item, Result]):
     """Turns calls of many threads into calls of one thread at a time, each with several items.
+
+    The thread that finds nobody at work commits what waits; whoever comes meanwhile waits, and the
+    first of them commits the next group. Each thread is woken once, when its item is done or its
+    turn has come.
 
     Args:
         run: Commits several items together; returns a result, or an error to raise, for each.
@@ -37,7 +42,7 @@ class GroupCommit(Generic[Item, Result]):
     ) -> None:
         self._run = run
         self._most = most
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: list[_Ticket[Item, Result]] = []
         self._busy = False
 
@@ -51,34 +56,33 @@ class GroupCommit(Generic[Item, Result]):
             Its result.
         """
         ticket: _Ticket[Item, Result] = _Ticket(item)
-        with self._changed:
+        with self._lock:
             self._waiting.append(ticket)
-        while (group := self._next_group(ticket)) is not None:
-            self._commit(group)
+            first = not self._busy
+            self._busy = True
+        if not first:
+            ticket.woken.wait()
+        if not ticket.done:
+            # The oldest of those that wait, so that its own item is in this group.
+            self._commit_group()
         if isinstance(ticket.result, Exception):
             raise ticket.result
         return ticket.result  # type: ignore[return-value]
 
-    def _next_group(self, ticket: _Ticket[Item, Result]) -> list[_Ticket[Item, Result]] | None:
-        """Wait until the ticket is done (None), or until it falls to this thread to commit."""
-        with self._changed:
-            self._changed.wait_for(lambda: ticket.done or not self._busy)
-            if ticket.done:
-                return None
-            self._busy = True
+    def _commit_group(self) -> None:
+        with self._lock:
             group = self._waiting[: self._most]
             del self._waiting[: self._most]
-            return group
-
-    def _commit(self, group: list[_Ticket[Item, Result]]) -> None:
         results: Sequence[Result | Exception]
         try:
             results = self._run([ticket.item for ticket in group])
         except Exception as error:  # noqa: BLE001 (each caller raises it)
             results = [error] * len(group)
-        with self._changed:
-            for ticket, result in zip(group, results, strict=True):
-                ticket.result = result
-                ticket.done = True
-            self._busy = False
-            self._changed.notify_all()
+        for ticket, result in zip(group, results, strict=True):
+            ticket.result = result
+            ticket.done = True
+            ticket.woken.set()
+        with self._lock:
+            self._busy = bool(self._waiting)
+            if self._waiting:
+                self._waiting[0].woken.set()

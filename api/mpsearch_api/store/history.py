@@ -12,7 +12,7 @@ from mpsearch_api.store.port import Update
 from mpsearch_api.store.rows import moment
 from mpsearch_api.store.tables import events
 
-__all__ = ["append", "status_event", "update_event"]
+__all__ = ["append", "append_all", "status_event", "update_event"]
 
 # Kept in columns of their own.
 COLUMNS = {"id", "time", "kind", "attempt"}
@@ -67,13 +67,24 @@ def update_event(number: int, now: float, attempt: int, update: Update) -> Event
 
 
 def append(connection: Connection, job: int, now: float, added: Sequence[Event]) -> None:
-    """Write events; the caller holds the job's row and has moved `last_event`.
+    """Write events of one job; the caller holds its row and has moved `last_event`.
 
     Args:
         connection: In a transaction.
         job: Number of the job's row.
         now: Unix seconds.
         added: The events, numbered on from the last.
+    """
+    append_all(connection, now, [(job, event) for event in added])
+
+
+def append_all(connection: Connection, now: float, added: Sequence[tuple[int, Event]]) -> None:
+    """Write events of several jobs.
+
+    Args:
+        connection: In a transaction that holds the jobs.
+        now: Unix seconds.
+        added: Numbers of the jobs' rows, each with an event.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -84,7 +95,7 @@ def append(connection: Connection, job: int, now: float, added: Sequence[Event])
             "attempt": event.attempt,
             "body": event.model_dump_json(exclude=COLUMNS, exclude_defaults=True),
         }
-        for event in added
+        for job, event in added
     ]
     if rows:
         connection.execute(insert(events), rows)

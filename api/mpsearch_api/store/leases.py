@@ -22,12 +22,10 @@ from mpsearch.schemas.jobs import Artifact, Failure, JobStatus
 from mpsearch_api.store.bells import announce
 from mpsearch_api.store.history import append, status_event, update_event
 from mpsearch_api.store.port import Claim, Update
-from mpsearch_api.store.rows import State, advance, claim_of, dump_artifacts
+from mpsearch_api.store.rows import FRESH, State, advance, claim_of, dump_artifacts
 from mpsearch_api.store.tables import jobs, tenants
 
 __all__ = ["change_status", "claim_next", "end", "expire", "lost", "renew", "report"]
-
-FRESH = State().model_dump_json()
 
 
 def change_status(

@@ -12,7 +12,16 @@ from mpsearch.schemas.document import Record
 from mpsearch.schemas.jobs import Artifact, Event, Failure, Job, JobRequest, Stage
 from mpsearch_api.store.port import Claim, Update
 
-__all__ = ["State", "advance", "claim_of", "dump_artifacts", "event_of", "job_of", "moment"]
+__all__ = [
+    "FRESH",
+    "State",
+    "advance",
+    "claim_of",
+    "dump_artifacts",
+    "event_of",
+    "job_of",
+    "moment",
+]
 
 
 class State(Record):
@@ -23,6 +32,9 @@ class State(Record):
     message: str = ""
     eta_seconds: float | None = None
     cached: tuple[Stage, ...] = ()
+
+
+FRESH = State().model_dump_json()
 
 
 def moment(seconds: float) -> datetime:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, insert, select
@@ -12,12 +13,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from mpsearch.schemas.jobs import Job, JobRequest
 from mpsearch_api.faults import IdempotencyError, QuotaError
-from mpsearch_api.store.history import append, status_event
+from mpsearch_api.store.history import append_all, status_event
 from mpsearch_api.store.ids import new_id
-from mpsearch_api.store.rows import State, job_of
+from mpsearch_api.store.rows import FRESH, job_of, moment
 from mpsearch_api.store.tables import idempotency, jobs, tenants
 
-__all__ = ["KEY_SECONDS", "Submission", "submit_all"]
+__all__ = ["KEY_SECONDS", "Submission", "hold_tenants", "submit_all"]
 
 # How long an idempotency key is remembered.
 KEY_SECONDS = 24 * 3600.0
@@ -32,11 +33,27 @@ class Submission:
     idempotency_key: str | None
     most_open: int | None
 
+    @property
+    def key(self) -> tuple[str, str] | None:
+        """Tenant and hash of the key; a header may carry anything, lone surrogates too."""
+        if self.idempotency_key is None:
+            return None
+        content = self.idempotency_key.encode("utf-8", "surrogatepass")
+        return self.tenant, hashlib.sha256(content).hexdigest()
+
+    def request_sha256(self) -> str:
+        """Tell equal requests; the order of members says nothing."""
+        content = json.dumps(self.request.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+Made = dict[tuple[str, str], tuple[str, Job]]
+
 
 def submit_all(
     connection: Connection, submissions: Sequence[Submission], now: float
 ) -> list[tuple[Job, bool] | Exception]:
-    """Queue several jobs.
+    """Queue several jobs, with as many statements as one takes.
 
     Args:
         connection: In a transaction.
@@ -46,112 +63,142 @@ def submit_all(
     Returns:
         For each the job and whether it is new, or why it was refused.
     """
-    # In one order everywhere: two servers that lock the same tenants then cannot lock each
-    # other out.
-    for tenant in sorted({submission.tenant for submission in submissions}):
-        _hold_tenant(connection, tenant)
+    hold_tenants(connection, {submission.tenant for submission in submissions})
+    made = _made_before(connection, submissions, now)
+    still_open = _count_open(connection, submissions)
     results: list[tuple[Job, bool] | Exception] = []
+    added: list[tuple[Submission, Job]] = []
     for submission in submissions:
         try:
-            results.append(_submit(connection, submission, now))
+            earlier = _earlier(submission, made)
+            if earlier is not None:
+                results.append((earlier, False))
+                continue
+            _check_quota(submission, still_open[submission.tenant])
         except (IdempotencyError, QuotaError) as error:
-            # Both are raised before anything was written.
             results.append(error)
+            continue
+        job = Job(
+            id=new_id("job", now),
+            status="queued",
+            attempt=0,
+            request=submission.request,
+            created=moment(now),
+        )
+        if submission.key is not None:
+            made[submission.key] = (submission.request_sha256(), job)
+        still_open[submission.tenant] += 1
+        added.append((submission, job))
+        results.append((job, True))
+    _insert(connection, added, now)
     return results
 
 
-def _hold_tenant(connection: Connection, tenant: str) -> None:
-    """Lock the tenant's row to the end of the transaction, so that its quota counts right."""
+def hold_tenants(connection: Connection, names: Iterable[str]) -> None:
+    """Lock tenants' rows to the end of the transaction, so that their quotas count right.
+
+    Args:
+        connection: In a transaction.
+        names: Which; always locked in one order, so that two servers cannot lock each other out.
+    """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(tenants).values(tenant=tenant, turn=0)
     connection.execute(
-        statement.on_conflict_do_update(
+        dialect.insert(tenants).on_conflict_do_update(
             index_elements=[tenants.c.tenant], set_={"turn": tenants.c.turn}
-        )
+        ),
+        [{"tenant": name, "turn": 0} for name in sorted(names)],
     )
 
 
-def _submit(connection: Connection, submission: Submission, now: float) -> tuple[Job, bool]:
-    key = _hash(submission.idempotency_key)
-    asked = _hash(json.dumps(submission.request.model_dump(mode="json"), sort_keys=True))
-    if key is not None:
-        earlier = _earlier(connection, submission, key, asked, now)
-        if earlier is not None:
-            return earlier, False
-    _check_quota(connection, submission)
-    name = new_id("job", now)
-    row = connection.execute(
-        insert(jobs)
-        .values(
-            id=name,
-            tenant=submission.tenant,
-            status="queued",
-            attempt=0,
-            deaths=0,
-            created=now,
-            last_event=1,
-            request=submission.request.model_dump_json(),
-            state=State().model_dump_json(),
-            artifacts="[]",
-        )
-        .returning(*jobs.c)
-    ).one()
-    append(connection, row.number, now, [status_event(1, now, 0, "queued", "queued")])
-    if key is not None:
-        connection.execute(
-            insert(idempotency).values(
-                tenant=submission.tenant,
-                key_sha256=key,
-                request_sha256=asked,
-                job=name,
-                created=now,
-            )
-        )
-    return job_of(row), True
-
-
-def _hash(text: str | None) -> str | None:
-    if text is None:
-        return None
-    # A header may carry anything; lone surrogates have no UTF-8.
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _earlier(
-    connection: Connection, submission: Submission, key: str, asked: str | None, now: float
-) -> Job | None:
-    """Find the job that this key made, forgetting keys that are too old."""
+def _made_before(connection: Connection, submissions: Sequence[Submission], now: float) -> Made:
+    """Find the jobs that these keys made, forgetting keys that are too old."""
+    keys = {submission.key for submission in submissions if submission.key is not None}
+    if not keys:
+        return {}
+    owners = {tenant for tenant, _key in keys}
     connection.execute(
         delete(idempotency).where(
-            idempotency.c.tenant == submission.tenant, idempotency.c.created < now - KEY_SECONDS
+            idempotency.c.tenant.in_(owners), idempotency.c.created < now - KEY_SECONDS
         )
     )
-    row = connection.execute(
-        select(jobs, idempotency.c.request_sha256)
+    rows = connection.execute(
+        select(jobs, idempotency.c.key_sha256, idempotency.c.request_sha256)
         .join(idempotency, idempotency.c.job == jobs.c.id)
-        .where(idempotency.c.tenant == submission.tenant, idempotency.c.key_sha256 == key)
-    ).one_or_none()
-    if row is None:
+        .where(
+            idempotency.c.tenant.in_(owners),
+            idempotency.c.key_sha256.in_({key for _tenant, key in keys}),
+        )
+    )
+    return {(row.tenant, row.key_sha256): (row.request_sha256, job_of(row)) for row in rows}
+
+
+def _earlier(submission: Submission, made: Made) -> Job | None:
+    if submission.key is None or submission.key not in made:
         return None
-    if row.request_sha256 != asked:
+    asked, job = made[submission.key]
+    if asked != submission.request_sha256():
         raise IdempotencyError(
             f"Idempotency-Key {str(submission.idempotency_key)[:60]!r} was used with another "
-            f"request, for job {row.id}; send a new key with a new request"
+            f"request, for job {job.id}; send a new key with a new request"
         )
-    return job_of(row)
+    return job
 
 
-def _check_quota(connection: Connection, submission: Submission) -> None:
-    if submission.most_open is None:
-        return
-    found = connection.execute(
-        select(func.count())
-        .select_from(jobs)
-        .where(jobs.c.tenant == submission.tenant, jobs.c.status.in_(["queued", "running"]))
-    ).scalar_one()
-    if found >= submission.most_open:
+def _count_open(connection: Connection, submissions: Sequence[Submission]) -> Counter[str]:
+    limited = {found.tenant for found in submissions if found.most_open is not None}
+    counts: Counter[str] = Counter()
+    if limited:
+        query = (
+            select(jobs.c.tenant, func.count().label("open"))
+            .where(jobs.c.status.in_(["queued", "running"]), jobs.c.tenant.in_(limited))
+            .group_by(jobs.c.tenant)
+        )
+        counts.update({row.tenant: row.open for row in connection.execute(query)})
+    return counts
+
+
+def _check_quota(submission: Submission, found: int) -> None:
+    if submission.most_open is not None and found >= submission.most_open:
         raise QuotaError(
             f"{found} jobs are queued or running, and {submission.most_open} are allowed; wait "
             "for some to end, or cancel some",
             retry_after=5.0,
         )
+
+
+def _insert(connection: Connection, added: Sequence[tuple[Submission, Job]], now: float) -> None:
+    if not added:
+        return
+    numbers = connection.execute(
+        insert(jobs).returning(jobs.c.number, sort_by_parameter_order=True),
+        [
+            {
+                "id": job.id,
+                "tenant": submission.tenant,
+                "status": "queued",
+                "attempt": 0,
+                "deaths": 0,
+                "created": now,
+                "last_event": 1,
+                "request": submission.request.model_dump_json(),
+                "state": FRESH,
+                "artifacts": "[]",
+            }
+            for submission, job in added
+        ],
+    ).scalars()
+    first = status_event(1, now, 0, "queued", "queued")
+    append_all(connection, now, [(number, first) for number in numbers])
+    keyed = [
+        {
+            "tenant": submission.key[0],
+            "key_sha256": submission.key[1],
+            "request_sha256": submission.request_sha256(),
+            "job": job.id,
+            "created": now,
+        }
+        for submission, job in added
+        if submission.key is not None
+    ]
+    if keyed:
+        connection.execute(insert(idempotency), keyed)

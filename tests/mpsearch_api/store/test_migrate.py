@@ -110,6 +110,7 @@ def test_a_migration_that_fails_leaves_nothing(
         connection.execute(insert(metadata.tables["tenants"]).values(tenant="ann", turn=0))
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_make_one_schema(service_settings: Settings) -> None:
     script = (
         "import sys\n"
