@@ -113,8 +113,12 @@ def _divergence(class_axis: int) -> LossFunction:
         # small number and not cancelled digits.
         found = output.double().log_softmax(class_axis)
         wanted = reference.double().log_softmax(class_axis)
-        terms = (wanted.exp() * (wanted - found)).sum(class_axis)
-        return terms.mean()
+        # Both sum to one, so that p (log p - log q) may be written q - p - p d with d = log q -
+        # log p: no term is negative then, and p (e^d - 1 - d) keeps its digits where d is small.
+        p, d = wanted.exp(), found - wanted
+        near = d.clamp(max=1.0)
+        terms = torch.where(d < 1.0, p * (near.expm1() - near), found.exp() - p - p * d)
+        return terms.sum(class_axis).mean()
 
     return divergence
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import pytest
 import scipy.special
 import torch
@@ -147,3 +148,25 @@ def test_losses_come_by_name_as_functions_and_ready_made() -> None:
         as_loss("cross_entrpy")
     with pytest.raises(InputError, match="not int"):
         as_loss(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-6, 1e-3, 1.0, 30.0])
+def test_the_divergence_is_exact_for_near_and_far_distributions_and_never_negative(scale) -> None:
+    torch.manual_seed(0)
+    reference = torch.randn(7, 50, dtype=torch.float64) * 20
+    output = reference + scale * torch.randn(7, 50, dtype=torch.float64)
+    found = float(as_loss("kl_to_float")(output, reference))
+    with mpmath.workdps(60):
+        rows = []
+        for row, other in zip(reference.tolist(), output.tolist(), strict=True):
+            p, q = ([mpmath.mpf(x) for x in each] for each in (row, other))
+            log_p = mpmath.log(sum(mpmath.exp(x) for x in p))
+            log_q = mpmath.log(sum(mpmath.exp(x) for x in q))
+            terms = [
+                mpmath.exp(x - log_p) * ((x - log_p) - (y - log_q))
+                for x, y in zip(p, q, strict=True)
+            ]
+            rows.append(sum(terms))
+        wanted = float(sum(rows) / len(rows))
+    assert found >= 0
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-18)
