@@ -7,12 +7,17 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+import mpsearch
 from mpsearch.errors import DependencyError, InputError, UnknownNameError
+from mpsearch.schemas.document import write_atomically
 from mpsearch_api import logs
 
 __all__ = ["Catalogue", "Description", "SettingInfo"]
@@ -140,20 +145,24 @@ class Description:
 class Catalogue:
     """The description, once the process that makes it has ended."""
 
-    def __init__(self, known: Description | None = None) -> None:
+    def __init__(self, known: Description | None = None, *, kept: Path | None = None) -> None:
         """Begin without a description, or with one made earlier.
 
         Args:
             known: The description.
+            kept: File that keeps it, so that a restarted server takes submissions at once.
         """
         self._known = known
+        self._kept = kept
         self._task: asyncio.Task[Description] | None = None
         self._log = logs.get("catalogue")
 
     def start(self) -> None:
         """Begin to make the description, unless it is there."""
+        if self._known is None:
+            self._known = self._read()
         if self._known is None and (self._task is None or self._failed()):
-            self._task = asyncio.create_task(_described())
+            self._task = asyncio.create_task(self._made())
 
     async def stop(self) -> None:
         """End the process that makes the description."""
@@ -167,11 +176,30 @@ class Catalogue:
         Returns:
             The description.
         """
+        self.start()
         if self._known is None:
-            self.start()
             assert self._task is not None
             self._known = await asyncio.shield(self._task)
         return self._known
+
+    async def _made(self) -> Description:
+        text = await _described()
+        if self._kept is not None:
+            kept = {"versions": _versions(), "description": json.loads(text)}
+            await asyncio.to_thread(write_atomically, self._kept, json.dumps(kept).encode())
+        return Description.parse(text)
+
+    def _read(self) -> Description | None:
+        """Read what an earlier server kept, if it ran the same code."""
+        if self._kept is None or not self._kept.exists():
+            return None
+        try:
+            kept = json.loads(self._kept.read_bytes())
+            if kept["versions"] == _versions():
+                return Description.parse(json.dumps(kept["description"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._log.warning("catalogue is made anew", path=str(self._kept), reason=str(error))
+        return None
 
     def reason(self) -> str | None:
         """Say what is in the way of checking submissions, or None."""
@@ -185,7 +213,18 @@ class Catalogue:
         return self._task.done() and (self._task.cancelled() or bool(self._task.exception()))
 
 
-async def _described() -> Description:
+def _versions() -> dict[str, object]:
+    """Tell what the description depends on: packages, and the sources they were read from."""
+    found: dict[str, object] = {"python": sys.version}
+    for name in ("mpsearch", "torch", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    sources = Path(mpsearch.__file__).parent.rglob("*.py")
+    found["changed"] = max(path.stat().st_mtime for path in sources)
+    return found
+
+
+async def _described() -> bytes:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -209,4 +248,4 @@ async def _described() -> Description:
             f"models and estimators cannot be listed: {last[0][:400]}; "
             "the server needs the torch extra beside the api extra"
         )
-    return Description.parse(output)
+    return output

@@ -54,7 +54,7 @@ class Service:
         self.blobs = blobs
         self.host = host
         self.metrics = Metrics(settings.data_dir)
-        self.catalogue = catalogue or Catalogue()
+        self.catalogue = catalogue or Catalogue(kept=settings.data_dir / "catalogue.json")
         self.solver = SolvePool(settings.solve_processes, seconds=settings.solve_seconds)
         self._threads = anyio.CapacityLimiter(THREADS)
         self._writers = anyio.CapacityLimiter(WRITERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,21 +15,19 @@ from mpsearch.menu import parse_options
 from mpsearch.schemas.jobs import JobRequest, ResolveRequest, SolverSettings
 from mpsearch.schemas.uploads import Stored
 from mpsearch.sensitivity import catalog
+from mpsearch_api.execution.assigning import memory_of
 from mpsearch_api.faults import NotAllowedError
 from mpsearch_api.http.catalogue import Description
 from mpsearch_api.settings import Settings
 from mpsearch_api.store.ids import is_id
 from mpsearch_solvers import method_names
 
-__all__ = ["FieldError", "Submitter", "check_job", "check_resolve", "memory_bytes"]
+__all__ = ["FieldError", "Submitter", "check_job", "check_resolve"]
 
 FindStored = Callable[[str], Stored | None]
 
 # `mpsearch.hardware.pricing` has this name too, and imports torch.
 ACTIVATION_MEMORY = "activation_memory"
-_SUFFIXES = {"": 1, "B": 1}
-_SUFFIXES |= {f"{p}{b}": 1000**n for n, p in enumerate("kMGT", 1) for b in ("", "B")}
-_SUFFIXES |= {f"{p}i{b}": 1024**n for n, p in enumerate("KMGT", 1) for b in ("", "B")}
 _UNIT_OF = {"latency": "s", "energy": "J", ACTIVATION_MEMORY: "B"}
 _STANDING_DATA = {"images": "an uploaded .zip", "text": "an uploaded file"}
 
@@ -116,24 +113,6 @@ def check_resolve(request: ResolveRequest) -> None:
         with _at(f"#/budget/{_escaped(name)}"):
             parse_amount(name, amount)
     _check_solver(request.solver)
-
-
-def memory_bytes(text: str | int) -> int:
-    """Read an amount of memory.
-
-    Args:
-        text: `4GiB`, `500 MB`, or a number of bytes.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        InputError: Not such an amount.
-    """
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2] not in _SUFFIXES:
-        raise InputError(f"memory {text!r}: write bytes or such as 4GiB or 500MB")
-    return math.floor(float(match[1]) * _SUFFIXES[match[2]])
 
 
 def _check_model(text: str, known: Description, caller: Submitter, settings: Settings) -> None:
@@ -265,12 +244,7 @@ def _check_solver(solver: SolverSettings) -> None:
 
 
 def _check_execution(request: JobRequest, settings: Settings) -> None:
-    memory = memory_bytes(request.execution.memory)
-    if not 64 * 2**20 <= memory <= settings.worker_memory:
-        raise InputError(
-            f"memory {request.execution.memory!r} is {memory:,} bytes; a job here may ask for "
-            f"64 MiB to {settings.worker_memory:,} bytes"
-        )
+    memory_of(request, settings)
     if request.execution.time_limit > settings.worker_time:
         raise InputError(
             f"time_limit {request.execution.time_limit:g} s; at most {settings.worker_time:g} s"

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mpsearch.allocating import allocate
+from mpsearch.export import render
 from mpsearch.schemas import Allocation, Costs, Frontier, Profile
 from mpsearch_api.store.port import Update
 from tests.mpsearch_api.http.running import Site, small_results
@@ -195,6 +196,20 @@ def test_solving_again_needs_a_finished_job(site: Site) -> None:
     for job in (site.queued(), site.failed()):
         assert site.client.post(f"/v1/jobs/{job}/solve", json=body).status_code == 409
         site.store.jobs.cancel("local", job)
+
+
+def test_an_allocation_is_exported_for_tools_that_need_no_model(site: Site) -> None:
+    job = site.finished()
+    answer = site.client.get(f"/v1/jobs/{job}/export?to=json")
+    assert answer.status_code == 200, answer.text
+    allocation = Allocation.model_validate_json(small_results()["allocation.json"][1])
+    rendered = render(allocation, "json")
+    assert answer.content == rendered.content
+    assert rendered.name in answer.headers["Content-Disposition"]
+    for target in ("nonsense", "onnxruntime"):
+        refused = site.client.get(f"/v1/jobs/{job}/export?to={target}")
+        assert refused.status_code == 422
+        assert target in refused.json()["detail"]
 
 
 def test_a_frontier_of_a_named_resource_is_computed(solving_site: Site) -> None:

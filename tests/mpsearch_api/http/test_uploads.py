@@ -241,7 +241,7 @@ def test_parts_must_be_plain_bytes(site: Site) -> None:
     [
         ("application/json", b"{}", "units"),
         ("application/json", b'{"a": NaN}', "NaN"),
-        ("text/csv", b"layer,option\n", "resource"),
+        ("text/csv", b"layer,option\n", "no rows"),
         ("application/yaml", b"a: &x [1]\nb: *x\n", "aliases"),
         ("application/yaml", b"a: [", "YAML"),
         ("application/yaml", b"\xff\xfe\xff", "YAML"),

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from mpsearch.export import render
 from mpsearch.hardware.resources import known_resources
 from mpsearch.schemas import Allocation, Costs, Frontier, Profile
 from mpsearch.schemas.jobs import Job, ResolveRequest
@@ -172,6 +173,30 @@ async def resolve_job(job: OwnJob, body: ResolveRequest, service: TheService) ->
     with service.metrics.solving():
         found = await service.solver.run(task)
     return Response(found, media_type="application/json")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/export",
+    response_class=Response,
+    operation_id="exportJob",
+    summary="The allocation in another tool's language",
+    description="Targets whose export holds the model's weights need the model: use "
+    "`mpsearch export` on the downloaded allocation. A target that cannot express the allocation "
+    "is a problem that names layers and options.",
+    responses=file_answer("*/*", "The file for that tool."),
+)
+async def export_job(
+    job: OwnJob,
+    service: TheService,
+    to: Annotated[str, Query(min_length=1, max_length=100, description="see `mpsearch export`")],
+) -> Response:
+    """Write the allocation for another tool."""
+    artifact = artifact_of(job, "allocation.json")
+    path = await service.call(service.blobs.local_path, artifact.sha256)
+    allocation = await service.call(Allocation.load, path)
+    made = await service.call(render, allocation, to)
+    headers = {"Content-Disposition": f'attachment; filename="{made.name}"'}
+    return Response(made.content, 200, headers, made.media_type)
 
 
 async def _file(request: Request, service: Service, job: Job, name: str) -> Response:
