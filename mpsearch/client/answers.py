@@ -64,7 +64,14 @@ def passing(answer: Answer) -> bool:
     Returns:
         Whether its status is one that passes, and its problem none that stays.
     """
-    return answer.status in _PASSING and _type_of(_problem(answer)) not in _BY_TYPE
+    if answer.status not in _PASSING:
+        return False
+    problem = _problem(answer)
+    if answer.status == HTTPStatus.TOO_MANY_REQUESTS and problem is not None:
+        # The service says when to come again where waiting helps; a quota is not of that kind.
+        ours = problem.type.startswith("urn:mpsearch:")
+        return not ours or retry_after(answer) is not None
+    return _type_of(problem) not in _BY_TYPE
 
 
 def checked(answer: Answer, call: Call) -> Answer:

@@ -16,6 +16,8 @@ from mpsearch.errors import InputError
 __all__ = ["DEFAULT_SERVER", "Connection", "arguments", "connection", "head_of", "link_error"]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+CONNECT = 10.0
+"""Seconds for connecting, at most."""
 FAILURES = (httpx2.TransportError, httpx2.DecodingError)
 """What httpx2 raises when a request gets no complete answer."""
 
@@ -44,7 +46,6 @@ class Connection:
         return {
             "base_url": self.server,
             "headers": headers,
-            "timeout": httpx2.Timeout(self.timeout),
             # A proxy of the environment cannot reach this machine's own services.
             "trust_env": not _is_loopback(httpx2.URL(self.server).host),
         }
@@ -96,7 +97,7 @@ def arguments(call: Call, timeout: float) -> dict[str, Any]:
         "params": dict(call.query) or None,
         "headers": dict(call.headers),
         "content": call.content,
-        "timeout": httpx2.Timeout(timeout, read=silence),
+        "timeout": httpx2.Timeout(timeout, read=silence, connect=min(timeout, CONNECT)),
     }
 
 

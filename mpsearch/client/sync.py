@@ -62,7 +62,7 @@ class Client:
         server: str | None = None,
         *,
         api_key: str | None = None,
-        timeout: float = 30.0,
+        timeout: float = 60.0,
         retries: Retries | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
@@ -71,7 +71,8 @@ class Client:
         Args:
             server: Address; by default `MPSEARCH_SERVER`, or `http://127.0.0.1:8000`.
             api_key: Token; by default `MPSEARCH_API_KEY`.
-            timeout: Seconds for connecting, and between two parts of an answer or a body.
+            timeout: Seconds between two parts of an answer or a body, and at most 10 of them for
+                connecting.
             retries: How long to try again.
             transport: Instead of a network connection, such as `in_process.app_in_thread`.
         """

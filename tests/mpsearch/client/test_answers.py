@@ -91,6 +91,13 @@ def test_not_solved_in_time_is_no_outage() -> None:
     assert passing(problem(504))
 
 
+def test_a_quota_is_not_waited_for_and_a_rate_limit_is() -> None:
+    ours = problem(429, type="urn:mpsearch:problem:quota-exceeded", detail="3 open jobs")
+    assert not passing(ours)
+    assert passing(Answer(429, {**TYPE, "retry-after": "3"}, ours.content))
+    assert passing(Answer(429))  # of a proxy, which says nothing
+
+
 FAILURES = [
     ("infeasible", errors.JobInfeasibleError, 3),
     ("bad_input", errors.JobRefusedError, 2),

@@ -227,6 +227,50 @@ def test_the_asynchronous_client_runs_many_jobs_at_once(served, done) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+def test_both_clients_say_the_same(served, client, done, tmp_path) -> None:
+    problem = {"groups": [{"name": "x", "options": [{"name": "a", "loss": 1.0, "costs": {"s": 1}}]}],
+               "limits": {"s": 1}}  # fmt: skip
+
+    async def main():
+        async with AsyncClient(served.address) as other:
+            for name in ("job", "result", "profile", "costs", "frontier"):
+                blocking = getattr(client, name)(done).model_dump_json()
+                assert (await getattr(other, name)(done)).model_dump_json() == blocking
+            for name in ("formats", "estimators", "solvers", "architectures"):
+                assert await getattr(other, name)() == getattr(client, name)()
+            assert [entry async for entry in other.devices()] == list(client.devices())
+            assert [event async for event in other.events(done)] == list(client.events(done))
+            budget = {"weight_memory": "0.2x"}
+            assert (await other.solve(done, budget)).layers == client.solve(done, budget).layers
+            assert (await other.solve_problem(problem))["choice"] == {"x": "a"}
+            table = await other.download(done, "layers.csv", tmp_path / "one.csv")
+            log = await other.report(done, tmp_path / "two.csv", format="csv")
+            assert table.read_bytes() == log.read_bytes()
+            assert len(await other.download_all(done, tmp_path / "all")) == len(done.artifacts)
+
+    asyncio.run(main())
+
+
+def test_the_asynchronous_client_uploads_searches_and_deletes(served, tmp_path) -> None:
+    async def main():
+        async with AsyncClient(served.address) as client:
+            model = await client.upload_model(
+                WEIGHTS.read_bytes(), name="mine.safetensors", architecture="digits-resnet"
+            )
+            data = await client.upload_data(np.zeros((4, 3, 8, 8), np.float32), name="bad.npz")
+            assert [found.id async for found in client.stored("model", limit=1)] == [model.id]
+            with pytest.raises(JobRefusedError):
+                await client.search(model, data, budget=BUDGET, progress=True, **QUICK)
+            job = await client.submit(model, "digits", budget=BUDGET)
+            assert (await client.cancel(job)).status == "cancelled"
+            for each in (job, data, model):
+                await client.delete(each)
+            with pytest.raises(NotFoundError):
+                await client.delete(model)
+
+    asyncio.run(main())
+
+
 @pytest.mark.slow
 def test_waiting_outlasts_a_server_that_is_killed_and_started_again(served, client) -> None:
     job = client.submit("digits-resnet", "digits", budget=BUDGET, options=["w2a8", "w4a8", "w8a8"])
