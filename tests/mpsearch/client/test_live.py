@@ -228,8 +228,8 @@ def test_the_asynchronous_client_runs_many_jobs_at_once(served, done) -> None:
 
 
 def test_both_clients_say_the_same(served, client, done, tmp_path) -> None:
-    problem = {"groups": [{"name": "x", "options": [{"name": "a", "loss": 1.0, "costs": {"s": 1}}]}],
-               "limits": {"s": 1}}  # fmt: skip
+    options = [{"name": "a", "loss": 1.0, "costs": {"s": 1}}]
+    problem = {"groups": [{"name": "x", "options": options}], "limits": {"s": 1}}
 
     async def main():
         async with AsyncClient(served.address) as other:

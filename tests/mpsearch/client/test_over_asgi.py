@@ -72,10 +72,12 @@ def test_uploads_are_stored_listed_and_deleted(client) -> None:
         client.upload_model(WEIGHTS, architecture="no-such-net")
 
 
-def test_jobs_are_queued_listed_page_by_page_and_cancelled(client) -> None:
+def test_jobs_are_queued_up_to_the_quota_listed_and_cancelled(transport, key) -> None:
+    client = Client(HERE, api_key=key("write"), transport=transport, retries=Retries(patience=0))
     jobs = [client.submit("digits-resnet", "digits", budget=BUDGET, seed=s) for s in range(3)]
-    with pytest.raises(TooManyRequestsError):
+    with pytest.raises(TooManyRequestsError) as caught:
         client.submit("digits-resnet", "digits", budget=BUDGET, seed=9)
+    assert caught.value.retry_after
     assert [job.id for job in client.jobs(status="queued")] == [job.id for job in reversed(jobs)]
     assert [client.cancel(job).status for job in jobs] == ["cancelled"] * 3
     assert [event.status for event in client.events(jobs[0])] == ["queued", "cancelled"]
