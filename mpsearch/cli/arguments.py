@@ -41,6 +41,7 @@ __all__ = [
     "SeedOption",
     "SettingOption",
     "SkipOption",
+    "TargetOption",
     "TimeLimitOption",
     "TrustedOption",
     "budgets_of",
@@ -164,6 +165,15 @@ GroupsForOption = Annotated[
         help="Group the layers that this target makes share an option: independent, fused-llm, "
         "integer-only. --group, --fix and --skip take layers out of such a group.",
         show_default="independent",
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Offer only what this export target can run (see: mpsearch export --list); layers it "
+        "has no words for stay float, and layers that it fuses take one option.",
+        show_default=False,
     ),
 ]
 FixOption = Annotated[

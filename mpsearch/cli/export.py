@@ -71,12 +71,16 @@ def export_command(
     _report(written, as_json=as_json)
 
 
-def menu_for_target(name: str, options: list[str]) -> tuple[list[str], list[str]]:
+def menu_for_target(
+    name: str, options: list[str], *, given: bool = True
+) -> tuple[list[str], list[str]]:
     """Leave out of a menu what a target cannot express.
 
     Args:
         name: Name of the target.
         options: Names of the options.
+        given: Whether somebody asked for these options; of a default menu that the target can
+            express nothing of, what it offers itself takes the place.
 
     Returns:
         The options that it can express, and those that it cannot.
@@ -86,6 +90,8 @@ def menu_for_target(name: str, options: list[str]) -> tuple[list[str], list[str]
     """
     target = find_target(name)
     kept = [each for each in options if target.expresses(parse_option(each))]
+    if not kept and not given:
+        return [each for each in target.offers if each != "float"], options
     if not kept:
         near = dict.fromkeys(n for each in options for n in target.nearest(parse_option(each)))
         raise InputError(

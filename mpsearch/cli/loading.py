@@ -36,6 +36,7 @@ def load(
     wishes: Wishes | None = None,
     *,
     groups_for: str | None = None,
+    target: str | None = None,
     samples: int | None = None,
     seed: int = 0,
     trusted: bool = False,
@@ -47,6 +48,8 @@ def load(
         data: Data spec.
         wishes: What the caller wants for particular layers.
         groups_for: Name of the target whose groups are proposed.
+        target: Name of the export target; what it has no words for stays float, and what it fuses
+            goes together.
         samples: Draw so many of the calibration inputs.
         seed: Seed of the draw, and of synthetic data.
         trusted: Whether the caller vouches for a `.pt2` archive.
@@ -54,6 +57,7 @@ def load(
     Returns:
         Model, data and wishes.
     """
+    from mpsearch.export.wishes import for_target
     from mpsearch.models.groups import propose_groups
     from mpsearch.models.registry import as_data, as_model, check_fit
     from mpsearch.models.specs import LOCAL
@@ -65,4 +69,7 @@ def load(
     proposed: Sequence[Sequence[str]] = ()
     if groups_for is not None:
         proposed = propose_groups(named.module, next(dataset.batches()), groups_for)
-    return Loaded(named, dataset, replace(wishes or Wishes(), proposed=proposed))
+    found = replace(wishes or Wishes(), proposed=proposed)
+    if target is not None:
+        found = for_target(target, named.module, next(dataset.batches()), found)
+    return Loaded(named, dataset, found)

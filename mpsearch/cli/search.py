@@ -11,6 +11,7 @@ import typer
 from mpsearch.allocating import Monotone, allocate, as_costs, as_profile, frontier
 from mpsearch.cli import arguments as args
 from mpsearch.cli.console import print_document, progress_bars, show
+from mpsearch.cli.export import menu_for_target
 from mpsearch.errors import InputError
 from mpsearch.gates import check_gates, parse_gate
 from mpsearch.menu import Wishes
@@ -32,6 +33,7 @@ _OF_SCORING = {
     "setting": "--set",
     "group": "--group",
     "groups_for": "--groups-for",
+    "target": "--target",
     "fix": "--fix",
     "skip": "--skip",
     "cache_dir": "--cache-dir",
@@ -58,6 +60,7 @@ def search_command(
     batch: args.BatchOption = None,
     context: args.ContextOption = 1,
     groups_for: args.GroupsForOption = None,
+    target: args.TargetOption = None,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
     skip: args.SkipOption = [],  # noqa: B006
@@ -90,7 +93,7 @@ def search_command(
     A cost table that names the layers prices saved scores too, given as --costs or --hardware.
     """
     budgets = args.budgets_of(budget)
-    target = _goal(goal, max_drop)
+    wanted = _goal(goal, max_drop)
     if profile is not None:
         _refuse_ignored(context_of_call, _OF_SCORING, "the saved --profile already says")
         if model is None:
@@ -107,7 +110,7 @@ def search_command(
                 "give a MODEL with --data, or both --profile and --costs (a cost table may stand "
                 "for the costs)"
             )
-        if target is not None:
+        if wanted is not None:
             raise InputError("--goal measures allocations, so it needs a MODEL with --data")
         answer = allocate(
             known_profile,
@@ -125,11 +128,19 @@ def search_command(
         from mpsearch.cli.loading import load
         from mpsearch.searching import run_search
 
+        offered = args.options_of(options)
+        if target is not None:
+            source = context_of_call.get_parameter_source("options")
+            given = source is not None and source.name == "COMMANDLINE"
+            offered, left_out = menu_for_target(target, offered, given=given)
+            if left_out:
+                show(f"left out, {target} cannot express them: {', '.join(left_out)}")
         loaded = load(
             model,
             data,
             Wishes(group, args.fixes_of(fix), skip),
             groups_for=groups_for,
+            target=target,
             samples=samples,
             seed=seed,
             trusted=trusted,
@@ -138,7 +149,7 @@ def search_command(
             outcome = run_search(
                 loaded.model,
                 loaded.data,
-                args.options_of(options),
+                offered,
                 budgets,
                 hardware=hardware,
                 batch=batch,
@@ -152,7 +163,7 @@ def search_command(
                 gap=gap,
                 time_limit=time_limit,
                 monotone=monotone,
-                goal=target,
+                goal=wanted,
                 verified=not no_verify,
                 seed=seed,
                 device=device,

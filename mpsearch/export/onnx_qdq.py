@@ -75,6 +75,8 @@ def export_onnx_qdq(
     allocation: Allocation | Mapping[str, str],
     ranges: Ranges | None,
     path: str | Path,
+    *,
+    signed_inputs: bool = False,
 ) -> OnnxExport:
     """Write a model with an allocation as an executable ONNX QDQ file.
 
@@ -85,11 +87,12 @@ def export_onnx_qdq(
         allocation: An allocation, or layer -> option. Layers that it does not name stay float.
         ranges: Calibrated input ranges by layer; None: those that the allocation carries.
         path: Where to write; missing folders are made.
+        signed_inputs: As in `onnx_qdq_model`.
 
     Returns:
         The path with the sizes of what is in the file.
     """
-    model = onnx_qdq_model(module, example_input, allocation, ranges)
+    model = onnx_qdq_model(module, example_input, allocation, ranges, signed_inputs=signed_inputs)
     content = model.SerializeToString()
     written = write_atomically(path, content)
     shape = model.graph.input[0].type.tensor_type.shape
@@ -107,6 +110,8 @@ def onnx_qdq_model(
     example_input: Tensor,
     allocation: Allocation | Mapping[str, str],
     ranges: Ranges | None = None,
+    *,
+    signed_inputs: bool = False,
 ) -> ModelProto:
     """Build the ONNX model that `export_onnx_qdq` writes.
 
@@ -115,6 +120,10 @@ def onnx_qdq_model(
         example_input: Inputs that it accepts.
         allocation: An allocation, or layer -> option.
         ranges: Calibrated input ranges by layer; None: those that the allocation carries.
+        signed_inputs: Store symmetric bytes of activations as INT8, which TensorRT asks for. They
+            are UINT8 with the zero point 128 otherwise, the same values: ONNX Runtime 1.31 turns
+            them into that anyway on x86, and fails to load a model where one stands behind a
+            transpose.
 
     Returns:
         The model, checked by onnx.
@@ -142,6 +151,8 @@ def onnx_qdq_model(
     choice = _complete(marked, sites, layers)
     weights = {name: marked.get_parameter(s.parameters[0]) for name, s in sites.by_name.items()}
     grids = _input_grids(marked, sites, choice, ranges)
+    if not signed_inputs:
+        grids = {layer: grid.unsigned() for layer, grid in grids.items()}
     opset = max(least_opset(each) for o in choice.values() for each in (o.weight, o.activation))
     with mark(marked, sites, choice):
         graph = MarkedGraph(_exported(marked, example_input.cpu(), opset))

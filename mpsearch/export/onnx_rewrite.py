@@ -36,6 +36,16 @@ class InputGrid:
         """Whether values are converted without a scale."""
         return self.element in {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
+    def unsigned(self) -> InputGrid:
+        """Shift signed bytes to unsigned ones, which stand for the same values.
+
+        Returns:
+            The grid with codes from 0; itself where it is of another type.
+        """
+        if self.element != TensorProto.INT8:
+            return self
+        return InputGrid(TensorProto.UINT8, self.scale, self.zero_point + 128)
+
 
 @dataclass
 class WeightUse:
@@ -122,7 +132,7 @@ class MarkedGraph:
         self._replace_tensor(use.mark.output[0], stored.output)
         self.graph.node.remove(use.mark)
         for reader in use.readers:
-            reader.name = use.layer
+            reader.name = self._free_name(use.layer)
 
     def put_inputs(self, grids: Mapping[str, InputGrid]) -> None:
         """Put QuantizeLinear and DequantizeLinear in the place of every marked input.
@@ -165,6 +175,14 @@ class MarkedGraph:
         del self.model.opset_import[:]
         self.model.opset_import.extend(kept)
         return self.model
+
+    def _free_name(self, wanted: str) -> str:
+        """Give a name to one more reader of a weight, the layer's own to the first."""
+        taken = {node.name for node in self.graph.node}
+        count = 1
+        while (name := wanted if count == 1 else f"{wanted}:{count}") in taken:
+            count += 1
+        return name
 
     def _rounding(self, source: str, layer: str, grid: InputGrid) -> list[NodeProto]:
         rounded, back = f"{layer}.input_codes", f"{layer}.input"

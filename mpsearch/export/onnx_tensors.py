@@ -127,7 +127,7 @@ class StoredWeight:
         Returns:
             The name.
         """
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.initializers.append(numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
     def then(self, operator: str, inputs: list[str], label: str, **attributes: object) -> None:

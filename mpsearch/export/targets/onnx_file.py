@@ -47,12 +47,13 @@ def write(request: Request, path: Path) -> dict[str, int]:
     return {"weights": written.weights, "fixed": written.fixed}
 
 
-def write_model(request: Request, path: Path) -> OnnxExport:
+def write_model(request: Request, path: Path, *, signed_inputs: bool = False) -> OnnxExport:
     """Write the model, with ranges from the allocation or calibrated on the data.
 
     Args:
         request: With model and data.
         path: The file.
+        signed_inputs: As in `onnx_qdq_model`.
 
     Returns:
         What was written.
@@ -61,7 +62,10 @@ def write_model(request: Request, path: Path) -> OnnxExport:
     assert request.data is not None
     layers = {layer: option.name for layer, option in request.layers.items()}
     example = request.data.inputs[:2]
-    return export_onnx_qdq(request.module, example, layers, input_ranges(request), path)
+    ranges = input_ranges(request)
+    return export_onnx_qdq(
+        request.module, example, layers, ranges, path, signed_inputs=signed_inputs
+    )
 
 
 def input_ranges(request: Request) -> Ranges:
@@ -127,12 +131,14 @@ class _Reader:
     """Looks up types of tensors and makers of values."""
 
     def __init__(self, model: ModelProto) -> None:
-        from onnx import TensorProto
+        from onnx import TensorProto, numpy_helper
 
         self.types = {
             t.name: TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer
         }
-        self.scalars = {t.name for t in model.graph.initializer if not t.dims}
+        self.scalars = {
+            t.name: numpy_helper.to_array(t) for t in model.graph.initializer if not t.dims
+        }
         self.nodes = {node.name: node for node in model.graph.node}
         self.makers = {out: node for node in model.graph.node for out in node.output}
         self.readers: dict[str, list[NodeProto]] = {}
@@ -158,10 +164,17 @@ class _Reader:
             if maker is None or before is None or name.startswith(f"{layer}.weight"):
                 continue
             if (before.op_type, maker.op_type) == ("QuantizeLinear", "DequantizeLinear"):
-                return {**_INTEGERS, **_FLOATS}[self.types[before.input[2]]]
+                return self._codes(before.input[2])
             if (before.op_type, maker.op_type) == ("Cast", "Cast"):
                 from onnx import TensorProto
 
                 kind = next(a.i for a in before.attribute if a.name == "to")
                 return _FLOATS[TensorProto.DataType.Name(kind)]
         return "float"
+
+    def _codes(self, zero_point: str) -> str:
+        """Name the grid of an input; unsigned bytes around 128 are symmetric."""
+        kind = self.types[zero_point]
+        if kind == "UINT8" and int(self.scalars[zero_point]) == 128:
+            return "int8"
+        return {**_INTEGERS, **_FLOATS}[kind]

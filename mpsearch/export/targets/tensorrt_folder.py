@@ -34,7 +34,7 @@ def write(request: Request, path: Path) -> dict[str, int]:
     Returns:
         Bytes of the weights in the model, and of the rest of it.
     """
-    written = write_model(request, path / MODEL)
+    written = write_model(request, path / MODEL, signed_inputs=True)
     precisions = {layer: _precision(option) for layer, option in request.layers.items()}
     write_atomically(path / PRECISIONS, (json.dumps(precisions, indent=1) + "\n").encode())
     types = sorted({kind for kind in precisions.values() if kind != "fp32"})
