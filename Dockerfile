@@ -27,6 +27,10 @@ COPY mpsearch mpsearch
 COPY solvers solvers
 COPY api api
 RUN python -m pip install --constraint pins.txt ".[${EXTRAS}]" dumb-init==1.2.5.post1 \
+ && rm -rf /opt/mpsearch/lib/python3*/site-packages/torch/test \
+      /opt/mpsearch/lib/python3*/site-packages/torch/include \
+ && find /opt/mpsearch/lib -type d -name tests -prune -exec rm -rf {} + \
+ && python -m pip uninstall --quiet --yes pip \
  && mkdir /data
 
 FROM ${BASE}
