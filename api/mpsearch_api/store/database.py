@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from mpsearch.errors import InputError
+from mpsearch.errors import DependencyError, InputError
 from mpsearch_api.faults import UnavailableError
 
 __all__ = ["Clock", "Database"]
@@ -27,6 +27,7 @@ DATABASE_CLOCK = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS doub
 POOL_KEPT = 8
 POOL_MOST = 40
 WAIT_SECONDS = 30.0
+OLDEST_SQLITE = (3, 35, 0)
 
 
 class Database:
@@ -140,6 +141,11 @@ def _make_engine(url: str) -> Engine:
     if parsed.get_backend_name() != "sqlite" or parsed.database in {None, "", ":memory:"}:
         raise InputError(
             f"database {parsed.render_as_string()!r} is neither sqlite:///FILE nor postgresql://…"
+        )
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise DependencyError(
+            f"SQLite {sqlite3.sqlite_version} of this Python has no RETURNING; use a Python with "
+            "SQLite 3.35 or newer, or a PostgreSQL database_url"
         )
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(

@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    CursorResult,
-    Row,
-    and_,
-    exists,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Row, Select, exists, func, select, update
 
 from mpsearch.schemas.jobs import Artifact, Failure, JobStatus
 from mpsearch_api.store.bells import announce
@@ -189,19 +178,14 @@ def renew(connection: Connection, claims: Sequence[Claim], lease: float, now: fl
     if not claims:
         return []
     # Locked in one order, so that two dispatchers cannot wait for each other.
+    rows = connection.execute(_running(claims).order_by(jobs.c.number).with_for_update()).all()
+    held = {(claim.job, claim.attempt) for claim in claims}
     connection.execute(
-        select(jobs.c.number)
-        .where(or_(*map(_held, claims)))
-        .order_by(jobs.c.number)
-        .with_for_update()
-    ).all()
-    held = connection.execute(
         update(jobs)
-        .where(or_(*map(_held, claims)))
+        .where(jobs.c.number.in_([r.number for r in rows if (r.id, r.attempt) in held]))
         .values(lease_until=now + lease)
-        .returning(jobs.c.id, jobs.c.attempt)
     )
-    return _others(claims, held)
+    return _others(claims, rows)
 
 
 def lost(connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
@@ -216,8 +200,7 @@ def lost(connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
     """
     if not claims:
         return []
-    held = connection.execute(select(jobs.c.id, jobs.c.attempt).where(or_(*map(_held, claims))))
-    return _others(claims, held)
+    return _others(claims, connection.execute(_running(claims)).all())
 
 
 def report(connection: Connection, claim: Claim, updates: Sequence[Update], now: float) -> bool:
@@ -313,15 +296,23 @@ def release(connection: Connection, claim: Claim, now: float) -> bool:
     return True
 
 
-def _others(claims: Sequence[Claim], held: CursorResult[Any, Any]) -> list[Claim]:
-    kept = {(row.id, row.attempt) for row in held}
-    return [claim for claim in claims if (claim.job, claim.attempt) not in kept]
+def _running(claims: Sequence[Claim]) -> Select[tuple[int, str, int]]:
+    """Ask for the claimed jobs that run, under whichever attempt."""
+    names = {claim.job for claim in claims}
+    return select(jobs.c.number, jobs.c.id, jobs.c.attempt).where(
+        jobs.c.id.in_(sorted(names)), jobs.c.status == "running"
+    )
 
 
-def _held(claim: Claim) -> ColumnElement[bool]:
-    return and_(jobs.c.id == claim.job, jobs.c.status == "running", jobs.c.attempt == claim.attempt)
+def _others(claims: Sequence[Claim], rows: Sequence[Row[Any]]) -> list[Claim]:
+    running = {(row.id, row.attempt) for row in rows}
+    return [claim for claim in claims if (claim.job, claim.attempt) not in running]
 
 
 def _hold(connection: Connection, claim: Claim) -> Row[Any] | None:
     """Lock the job's row to the end of the transaction, if the claim still holds."""
-    return connection.execute(select(jobs).where(_held(claim)).with_for_update()).one_or_none()
+    return connection.execute(
+        select(jobs)
+        .where(jobs.c.id == claim.job, jobs.c.status == "running", jobs.c.attempt == claim.attempt)
+        .with_for_update()
+    ).one_or_none()

@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 from sqlalchemy import select, text
 
-from mpsearch.errors import InputError
+from mpsearch.errors import DependencyError, InputError
 from mpsearch_api.faults import UnavailableError
 from mpsearch_api.settings import Settings
 from mpsearch_api.store import Store, open_store
@@ -77,6 +77,12 @@ def test_a_database_that_stays_locked_is_unavailable(
 def test_other_databases_are_refused(tmp_path, url: str) -> None:
     with pytest.raises(InputError, match="sqlite:///FILE"):
         open_store(Settings(data_dir=tmp_path, database_url=url))
+
+
+def test_a_sqlite_that_is_too_old_is_refused(sqlite_settings: Settings, monkeypatch) -> None:
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 34, 1))
+    with pytest.raises(DependencyError, match=r"3\.35"):
+        open_store(sqlite_settings)
 
 
 def test_a_refused_url_does_not_show_its_password(tmp_path) -> None:
