@@ -91,6 +91,7 @@ class Assigner:
             memory=memory_of(request, self._settings),
             # The door takes archives, and jobs that name them, from trusted keys alone.
             trusted=any(stored.format == "pt2" for stored in used),
+            downloads=self._settings.hub_downloads,
         )
 
     def _stored(self, tenant: str, name: str, kind: StoredKind) -> Stored:
@@ -178,7 +179,7 @@ def limits_of(assignment: Assignment, settings: Settings) -> Limits:
         seconds=seconds_of(request, settings),
         cpus=request.execution.cpus,
         niceness=settings.niceness,
-        network=settings.hub_downloads and not assignment.trusted,
+        network=assignment.downloads and not assignment.trusted,
         isolated=assignment.trusted,
         gpus=request.execution.gpus,
     )

@@ -71,6 +71,8 @@ def run_child(assignment: Assignment, limits: Limits, updates: int, target: Targ
         confine(limits)
         if not limits.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if limits.network:
+            os.environ["HF_HOME"] = str(assignment.cache / "hub")
         outcome = Outcome(made=tuple(target(assignment, tell)))
     except BaseException as error:  # noqa: BLE001 - whatever ends the job is its outcome
         failure = failure_of(error)

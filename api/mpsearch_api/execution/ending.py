@@ -18,6 +18,7 @@ from mpsearch_api.execution.port import Assignment, Ended, Produced
 __all__ = ["ended_of", "log_tail"]
 
 TAIL_BYTES = 4096
+LONGEST_LOG = 4 * 2**20
 LONGEST_OUTCOME = 2**20
 
 
@@ -153,7 +154,15 @@ def _produced(folder: Path, outcome: Outcome) -> list[Produced]:
 
 
 def _log(folder: Path) -> list[Produced]:
+    """Give the log, or its end where a job wrote without measure."""
     if _is_own_file(folder / LOG):
+        if (folder / LOG).stat().st_size > LONGEST_LOG:
+            with (folder / LOG).open("r+b") as file:
+                file.seek(-LONGEST_LOG, os.SEEK_END)
+                end = file.read()
+                file.seek(0)
+                file.write(end)
+                file.truncate()
         return [Produced(LOG, folder / LOG, "text/plain; charset=utf-8")]
     return []
 

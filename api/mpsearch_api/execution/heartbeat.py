@@ -79,14 +79,12 @@ class Heartbeat:
                 log.exception("heartbeat_failed")
 
     def _beat(self) -> None:
-        self._tell()
         claims = self._claims()
-        if not claims:
-            return
         try:
-            lost = self._jobs.renew(claims, self._lease)
+            lost = self._jobs.renew(claims, self._lease) if claims else []
         except UnavailableError as error:
             log.warning("database_unavailable", doing="renew", error=str(error))
-            return
+            lost = []
         with self._lock:
             self._lost += lost
+        self._tell()

@@ -34,6 +34,9 @@ log = structlog.get_logger()
 KILL_PATIENCE = 1.5
 """Seconds a keeper gets to end its job before it is killed itself."""
 
+ORDER_PATIENCE = 10.0
+"""Seconds in which a nursery has to take an order."""
+
 READS = 16
 """Pipefuls of updates taken at a time."""
 
@@ -231,9 +234,11 @@ class LocalRun:
         order = pickle.dumps((assignment, limits))
         try:
             fork(theirs, writing)
-            self._line.settimeout(5.0)
-            with contextlib.suppress(OSError):
-                self._line.sendall(len(order).to_bytes(4, "big") + order)
+            self._line.settimeout(ORDER_PATIENCE)
+            self._line.sendall(len(order).to_bytes(4, "big") + order)
+        except OSError:
+            # The nursery is dead or stuck. Half an order is none: its keeper ends when it reads on.
+            self._line.shutdown(socket.SHUT_WR)
         finally:
             theirs.close()
             os.close(writing)

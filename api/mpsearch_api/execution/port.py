@@ -27,6 +27,7 @@ class Assignment:
         cache: Folder that the jobs of this tenant share, for work that can be used again.
         memory: Resident memory allowed, bytes.
         trusted: Whether the submitter may load `.pt2` archives.
+        downloads: Whether specs may fetch models from a hub.
     """
 
     claim: Claim
@@ -38,6 +39,7 @@ class Assignment:
     cache: Path
     memory: int
     trusted: bool = False
+    downloads: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ def run_job(assignment: Assignment, tell: Tell) -> Sequence[Made]:
 def _load(assignment: Assignment, teller: Teller) -> _Loaded:
     request = assignment.claim.request
     teller.progress("load", 0.0, request.model)
-    policy = SpecPolicy(files=assignment.files, trusted=assignment.trusted)
+    policy = SpecPolicy(
+        files=assignment.files,
+        trusted=assignment.trusted,
+        allow_downloads=assignment.downloads and not assignment.trusted,
+    )
     named = as_model(assignment.model, policy)
     teller.progress("load", 0.5, request.data)
     data = as_data(assignment.data, policy, model=named, samples=request.samples, seed=request.seed)

@@ -9,10 +9,19 @@ import uvicorn
 
 from mpsearch_api.execution.processes import die_with_parent
 from mpsearch_api.http import create_app
+from mpsearch_api.http.catalogue import Catalogue, Description
 from mpsearch_api.settings import Settings
+
+# What a process with torch would tell, which takes it long after each restart.
+KNOWN = Description(
+    architectures=("digits-resnet",),
+    torchvision=(),
+    data=("digits",),
+    losses=("cross_entropy",),
+    settings={"measured_loss": {}},
+)
 
 if __name__ == "__main__":
     die_with_parent(int(os.environ["CHAOS_PARENT"]))
-    uvicorn.run(
-        create_app(Settings()), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning"
-    )
+    app = create_app(Settings(), catalogue=Catalogue(KNOWN))
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -20,7 +20,7 @@ from mpsearch_api.settings import Settings
 from mpsearch_api.store import open_store
 
 HERE = Path(__file__).parent
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Piece:

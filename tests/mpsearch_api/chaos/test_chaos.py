@@ -47,6 +47,7 @@ class Plan:
     jobs: int = 60 if LONG else 16
     kills: int = 20 if LONG else 5
     searches: int = 4 if LONG else 0
+    seconds: tuple[float, float] = (1.0, 8.0) if LONG else (0.2, 2.0)
     lease: float = 10.0 if LONG else 2.0
     pause: float = 1.0 if LONG else 0.4
     patience: float = 400.0 if LONG else 60.0
@@ -101,7 +102,7 @@ def test_no_job_is_lost_or_ended_twice_whatever_is_killed(
 ) -> None:
     draw = random.Random(7)
     record = Record()
-    labels = [f"quick {draw.uniform(0.1, 1.5):.2f}" for _ in range(PLAN.jobs)]
+    labels = [f"quick {draw.uniform(*PLAN.seconds):.2f}" for _ in range(PLAN.jobs)]
     labels[3::8] = ["sleep"] * len(labels[3::8])
     labels[5::12] = ["raise input"] * len(labels[5::12])
     labels[: PLAN.searches] = ["search"] * PLAN.searches
@@ -142,10 +143,10 @@ def _harm(
     request: pytest.FixtureRequest,
 ) -> None:
     record.kills.append((what, time.time()))
+    if what in {"worker", "dispatcher", "stop"}:
+        _wait_for_work(service)
     if what == "worker":
-        until = time.monotonic() + 10
-        while not service.kill_worker(draw) and time.monotonic() < until:
-            time.sleep(0.05)
+        service.kill_worker(draw)
     elif what == "dispatcher":
         draw.choice(service.dispatchers).kill()
     elif what == "server":
@@ -161,6 +162,13 @@ def _harm(
         time.sleep(PLAN.lease * 0.4)
         server.start()
     time.sleep(PLAN.pause * draw.random())
+
+
+def _wait_for_work(service: ChaosService) -> None:
+    """Wait a little for a job under way, so that a kill hits something."""
+    until = time.monotonic() + 5
+    while not service.left_over() and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def _cancel_some(service: ChaosService, record: Record) -> None:

@@ -164,6 +164,13 @@ def job_chatter(assignment: Assignment, tell: Tell, argument: str) -> Sequence[M
     return _made(assignment, "answer.txt", "told")
 
 
+def job_babble(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Made]:
+    for number in range(60):
+        print(f"{number}: " + "x" * 100_000)
+    print("the last word")
+    return []
+
+
 def job_link(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Made]:
     (assignment.folder / MADE / "answer.txt").symlink_to("/etc/passwd")
     return [
@@ -178,3 +185,32 @@ def refuse_namespaces() -> None:
 
     keeper.separate_processes = lambda: False
     keeper.separate_world = lambda *, network: False
+
+
+def measured() -> None:
+    """Prepare a nursery whose own lines, and those of its jobs, count for coverage."""
+    import coverage
+
+    measuring = coverage.Coverage(data_file=Path.cwd() / ".coverage", data_suffix=True)
+    measuring.start()
+    leave = os._exit
+
+    def save_and_leave(code: int) -> None:
+        measuring.save()  # a fork writes to a file of its own
+        leave(code)
+
+    os._exit = save_and_leave
+
+
+def refuse_namespaces_measured() -> None:
+    """Both."""
+    refuse_namespaces()
+    measured()
+
+
+def search_measured() -> None:
+    """Prepare for searches, and measure."""
+    from mpsearch_api.execution.runner import prepare
+
+    prepare()
+    measured()

@@ -59,12 +59,12 @@ def shelf(settings: Settings) -> Shelf:
 
 @pytest.fixture
 def assign(settings: Settings, shelf: Shelf, tmp_path: Path):
-    def make(tenant: str = "mine", **fields: object) -> Assignment:
+    def make(tenant: str = "mine", chosen: Settings = settings, **fields: object) -> Assignment:
         request = {"model": "digits-resnet", "data": "digits", "budget": {"bops": "3%"}} | fields
         folder = tmp_path / f"attempt{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         claim = Claim("job", tenant, 1, "worker", JobRequest(**request))
-        return Assigner(settings, shelf, shelf.blobs).assign(claim, folder, tmp_path / "cache")
+        return Assigner(chosen, shelf, shelf.blobs).assign(claim, folder, tmp_path / "cache")
 
     return make
 
@@ -130,14 +130,13 @@ def test_archives_are_trusted_and_run_cut_off_even_where_downloads_are_allowed(
     assign, shelf, settings
 ) -> None:
     downloads = settings.model_copy(update={"hub_downloads": True})
-    archive = assign(model=shelf.put("model", "pt2", b"program"))
+    archive = assign(chosen=downloads, model=shelf.put("model", "pt2", b"program"))
     assert archive.trusted
     assert limits_of(archive, downloads).isolated
     assert not limits_of(archive, downloads).network
-    plain = assign()
-    assert limits_of(plain, downloads).network
-    assert not limits_of(plain, settings).network
-    assert not limits_of(plain, settings).isolated
+    assert limits_of(assign(chosen=downloads), downloads).network
+    assert not limits_of(assign(), settings).network
+    assert not limits_of(assign(), settings).isolated
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,13 @@ def test_files_outside_the_folder_of_results_are_not_the_job_s(ended, assignment
     assert [each.name for each in found.produced] == ["log.txt"]
 
 
+def test_of_a_log_without_measure_the_end_is_kept(ended, assignment_of):
+    found, _ = ended(assignment_of("babble"))
+    log = _text(found, "log.txt")
+    assert len(log) == 4 * 2**20
+    assert log.endswith("the last word\n")
+
+
 def test_a_job_is_cut_off_from_the_network(executor, ended, assignment_of, request):
     if "together" in request.node.name:
         pytest.skip("namespaces are refused in this case")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import coverage
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ GIB = 2**30
 def searches() -> Iterator[LocalExecutor]:
     executor = LocalExecutor(
         lambda each: Limits(each.memory, 300.0, cpus=each.claim.request.execution.cpus, niceness=0),
-        Program(when_idle=()),
+        _program(),
     )
     until = time.monotonic() + 300
     while executor.ready() is not None:
@@ -44,6 +45,13 @@ def searches() -> Iterator[LocalExecutor]:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+def _program() -> Program:
+    if coverage.Coverage.current() is None:
+        return Program(when_idle=())
+    here = str(Path(__file__).parent)
+    return Program(when_idle=(), prepare="jobs_for_tests:search_measured", paths=(here,))
 
 
 Found = tuple[Ended, list[Update]]
