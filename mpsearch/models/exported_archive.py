@@ -86,7 +86,10 @@ def read_archive(path: Path) -> ExportedArchive:
             program = _json(path, archive, f"{root}/models/model.json")
             version = program.get("schema_version", {}).get("major")
             if version != SCHEMA_MAJOR:
-                raise ModelError(f"{path} has the schema version {version!r}, not {SCHEMA_MAJOR}")
+                raise ModelError(
+                    f"{path} has the schema version {version!r:.40}; archives of version "
+                    f"{SCHEMA_MAJOR}, which torch 2.6 to 2.14 write, are read: export it again"
+                )
             tensors: dict[str, Tensor] = {}
             parameters: set[str] = set()
             for kind in ("weights", "constants"):

@@ -72,6 +72,14 @@ def reads_a_file(path: Path) -> None:
     _operation(path, "torch.ops.aten.from_file.default")
 
 
+def shows_memory(path: Path) -> None:
+    _operation(path, "torch.ops.aten.empty.memory_format")
+
+
+def trusts_indices(path: Path) -> None:
+    _operation(path, "torch.ops.aten.sparse_csr_tensor.crow_col_value_size")
+
+
 def other_library(path: Path) -> None:
     _operation(path, "torch.ops.profiler._record_function_enter.default")
 
@@ -197,6 +205,8 @@ ATTACKS: dict[str, tuple[Maker, str]] = {
         (calls_python, "'builtins.eval', which is not accepted"),
         (calls_attribute_getter, "not accepted"),
         (reads_a_file, "from_file.*not accepted"),
+        (shows_memory, "not accepted"),
+        (trusts_indices, "not accepted"),
         (other_library, "not accepted"),
         (pickled_weight, "pickled; such tensors are never read"),
         (custom_object, "custom_obj_0.*none of the members"),
