@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["JobBars", "job_bars", "upload_bar"]
 
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_LOG_WIDTH = 120
 
 
 class JobBars:
@@ -115,11 +116,15 @@ def _bars(console: Console | None) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+    if console is None:
+        console = Console(stderr=True, highlight=False)
+        if not console.is_terminal:
+            console.width = _LOG_WIDTH  # a log has no width of its own
     return Progress(
         TextColumn("{task.description:<9}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
-        console=console or Console(stderr=True, highlight=False),
+        console=console,
     )
