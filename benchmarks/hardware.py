@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet-lite0")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--mixed", type=int, default=6)
+    parser.add_argument("--tables", nargs=2, type=Path, help="go on with tables measured before")
+    parser.add_argument("--estimator", default="gradient_deviation")
     parser.add_argument("--search", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--latency", default="0.8x")
     parser.add_argument("--weights", default="0.5x")
@@ -43,8 +45,8 @@ def main() -> None:
     model = as_model(asked.model)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, 224, 224, generator=generator)
-    tables = []
-    for number in (1, 2):
+    tables = [CostTable.load(path) for path in asked.tables or ()]
+    for number in (1, 2) if not tables else ():
         started = time.perf_counter()
         tables.append(measure_runtime(model.module, image, MENU, rounds=Rounds(asked.rounds)))
         print(f"measured, run {number}: {time.perf_counter() - started:.0f} s by the clock")
@@ -108,7 +110,7 @@ def _search(model: object, table: CostTable, asked: argparse.Namespace) -> None:
             "activation_memory": asked.activations,
         },
         hardware=table,
-        estimator="measured_kl",
+        estimator=asked.estimator,
         verified=True,
     )
     print(f"status {answer.status}, gap {answer.gap}, predicted loss {answer.predicted_loss:.4g}")

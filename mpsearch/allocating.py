@@ -92,11 +92,11 @@ def allocate(
     offered = _offered(profile, costs, [b.resource for b in budgets])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
 
-    def solved(prices: Costs) -> Solution:
+    def solved(prices: Costs, asked: float = gap) -> Solution:
         return solve(
             problem_of(profile, prices, limits, monotone, offered),
             method=method,
-            gap=gap,
+            gap=asked,
             time_limit=time_limit,
             seed=seed,
             progress=on_solver_progress,

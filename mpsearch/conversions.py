@@ -25,6 +25,8 @@ from mpsearch_solvers import Solution
 __all__ = ["allocate_pairs", "bounded_by_sums", "without_conversions"]
 
 ROUNDS = 20
+ROUGH = 1e-3
+"""Relative gap of the problems solved on the way; only the one without pairs is a bound."""
 NOTE = (
     "extra costs of unlike neighbours are bounded by sums around the last answer and solved again "
     "until nothing improves; the proven bound leaves them out"
@@ -72,7 +74,7 @@ def bounded_by_sums(costs: Costs, columns: Columns) -> Costs:
 
 def allocate_pairs(
     costs: Costs,
-    solved: Callable[[Costs], Solution],
+    solved: Callable[..., Solution],
     offered: NDArray[np.bool_],
     limited: Collection[str],
 ) -> Solution:
@@ -80,7 +82,7 @@ def allocate_pairs(
 
     Args:
         costs: Prices with conversions.
-        solved: Solves the problem with given prices of groups alone.
+        solved: Solves the problem with given prices of groups alone, and to a gap if one is given.
         offered: Bool mask of what groups may take, groups x options.
         limited: Resources with a budget.
 
@@ -96,7 +98,7 @@ def allocate_pairs(
     for start in _starts(costs, relaxed.indices, offered, limited):
         around = start
         for _ in range(ROUNDS):
-            found = solved(bounded_by_sums(costs, around))
+            found = solved(bounded_by_sums(costs, around), ROUGH)
             if found.indices is None or found.objective is None:
                 break
             same = np.array_equal(found.indices, around)
