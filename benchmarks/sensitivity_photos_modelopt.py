@@ -1,9 +1,10 @@
 """Allocate bits to EfficientNet-Lite0 by ModelOpt's gradient search, in an environment with it.
 
-Run by sensitivity_photos_peers.py: `sensitivity_photos_modelopt.py THREADS BITS…`. Prints one line
-of JSON: for every budget of average bits, with and without the candidate that leaves a layer
-unquantized at 16 bits (which ModelOpt adds unless told otherwise), the seconds of the whole search
-and the option of every layer.
+    python sensitivity_photos_modelopt.py THREADS BITS…
+
+Prints one line of JSON: for every budget of average bits, with and without the candidate that
+leaves a layer unquantized at 16 bits (which ModelOpt adds unless told otherwise), the processor
+seconds of the whole search and the option of every layer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def allocate(budget: float, leave_float: bool) -> dict[str, Any]:
         }
     ]
     model.requires_grad_(True)
-    started = time.perf_counter()
+    started = time.process_time()
     _, state = mtq.auto_quantize(
         model,
         constraints={"effective_bits": budget},
@@ -57,7 +58,7 @@ def allocate(budget: float, leave_float: bool) -> dict[str, Any]:
         num_score_steps=1,
         disabled_layers=[],
     )
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     found = {
         _own_name(name): _option(recipe)
         for group, recipe in state["best"]["recipe"].items()
