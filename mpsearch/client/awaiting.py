@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import httpx2
-
-from mpsearch.client.link import FAILURES, arguments, head_of, link_error
+from mpsearch.client.link import arguments, failures, head_of, link_error
 from mpsearch.client.steps import (
     Answer,
     Call,
@@ -23,6 +21,9 @@ from mpsearch.client.steps import (
     Step,
     Work,
 )
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = ["AsyncDriver"]
 
@@ -122,7 +123,7 @@ class _AsyncLink:
                 assert self._parts is not None
                 try:
                     return await anext(self._parts, None)
-                except FAILURES as error:
+                except failures() as error:
                     raise link_error(error) from error
             case Sleep(seconds):
                 import anyio
@@ -138,7 +139,7 @@ class _AsyncLink:
         request = self._http.build_request(**arguments(call, self._timeout))
         try:
             response = await self._http.send(request)
-        except FAILURES as error:
+        except failures() as error:
             raise link_error(error) from error
         return head_of(response, response.content)
 
@@ -150,5 +151,5 @@ class _AsyncLink:
             self._open.push_async_callback(response.aclose)
             self._parts = response.aiter_bytes()
             return head_of(response, b"" if response.is_success else await response.aread())
-        except FAILURES as error:
+        except failures() as error:
             raise link_error(error) from error

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import httpx2
-
-from mpsearch.client.link import FAILURES, arguments, head_of, link_error
+from mpsearch.client.link import arguments, failures, head_of, link_error
 from mpsearch.client.steps import (
     Answer,
     Call,
@@ -24,6 +22,9 @@ from mpsearch.client.steps import (
     Step,
     Work,
 )
+
+if TYPE_CHECKING:
+    import httpx2
 
 __all__ = ["Driver"]
 
@@ -116,7 +117,7 @@ class _Link:
             case Read():
                 try:
                     return next(self._parts, None)
-                except FAILURES as error:
+                except failures() as error:
                     raise link_error(error) from error
             case Sleep(seconds):
                 time.sleep(seconds)
@@ -129,7 +130,7 @@ class _Link:
         request = self._http.build_request(**arguments(call, self._timeout))
         try:
             response = self._http.send(request)
-        except FAILURES as error:
+        except failures() as error:
             raise link_error(error) from error
         return head_of(response, response.content)
 
@@ -141,5 +142,5 @@ class _Link:
             self._open.callback(response.close)
             self._parts = response.iter_bytes()
             return head_of(response, b"" if response.is_success else response.read())
-        except FAILURES as error:
+        except failures() as error:
             raise link_error(error) from error

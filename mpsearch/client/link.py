@@ -6,20 +6,28 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import httpx2
+from typing import TYPE_CHECKING, Any
 
 from mpsearch.client.steps import Answer, Call, LinkError
 from mpsearch.errors import InputError
 
-__all__ = ["DEFAULT_SERVER", "Connection", "arguments", "connection", "head_of", "link_error"]
+# httpx2 takes a tenth of a second to load; a client that is not made yet does not need it.
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = [
+    "DEFAULT_SERVER",
+    "Connection",
+    "arguments",
+    "connection",
+    "failures",
+    "head_of",
+    "link_error",
+]
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 CONNECT = 10.0
 """Seconds for connecting, at most."""
-FAILURES = (httpx2.TransportError, httpx2.DecodingError)
-"""What httpx2 raises when a request gets no complete answer."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Connection:
 
     def options(self) -> dict[str, Any]:
         """Write the settings of an httpx2 client."""
+        import httpx2
+
         from mpsearch import __version__
 
         headers = {"user-agent": f"mpsearch/{__version__}", "accept": "application/json"}
@@ -65,6 +75,8 @@ def connection(server: str | None, api_key: str | None, timeout: float) -> Conne
     Raises:
         InputError: The address is no http or https URL, or the token cannot be a header.
     """
+    import httpx2
+
     address = (server or os.environ.get("MPSEARCH_SERVER") or DEFAULT_SERVER).strip().rstrip("/")
     try:
         url = httpx2.URL(address)
@@ -90,6 +102,8 @@ def arguments(call: Call, timeout: float) -> dict[str, Any]:
     Returns:
         The arguments.
     """
+    import httpx2
+
     silence = timeout if call.silence is None else call.silence
     return {
         "method": call.method,
@@ -99,6 +113,13 @@ def arguments(call: Call, timeout: float) -> dict[str, Any]:
         "content": call.content,
         "timeout": httpx2.Timeout(timeout, read=silence, connect=min(timeout, CONNECT)),
     }
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """List what httpx2 raises when a request gets no complete answer."""
+    import httpx2
+
+    return httpx2.TransportError, httpx2.DecodingError
 
 
 def head_of(response: httpx2.Response, content: bytes = b"") -> Answer:
@@ -124,6 +145,8 @@ def link_error(error: Exception) -> LinkError:
     Returns:
         The error to resume a flow with.
     """
+    import httpx2
+
     silent = isinstance(error, httpx2.ReadTimeout)
     words = str(error).strip() or type(error).__name__
     if isinstance(error, httpx2.TimeoutException):

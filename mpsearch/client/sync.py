@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-import httpx2
-
 from mpsearch.client.blocking import Driver
 from mpsearch.client.downloading import (
     ReportFormat,
@@ -38,6 +36,8 @@ from mpsearch.schemas.jobs import Event, Job, JobRequest, JobStatus
 from mpsearch.schemas.uploads import HardwareEntry, Stored, StoredKind
 
 if TYPE_CHECKING:
+    import httpx2
+
     from mpsearch.schemas import Allocation, Costs, Frontier, Profile
 
 __all__ = ["Client"]
@@ -76,6 +76,8 @@ class Client:
             retries: How long to try again.
             transport: Instead of a network connection, such as `in_process.app_in_thread`.
         """
+        import httpx2
+
         settings = connection(server, api_key, timeout)
         self.server = settings.server
         self._operations = Operations(self.server, retries or Retries())
