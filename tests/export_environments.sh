@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Environments of their own for tools whose pins clash with ours: tests/export_environments.sh
+# Environments of their own for tools whose pins clash with ours: tests/export_environments.sh [--all]
 # Each sees the packages of .venv (torch is not installed again) and has its own tool on top. The
 # tests of mpsearch/export find them here, or wherever MPSEARCH_TEST_<TOOL>_PYTHON points.
 set -euo pipefail
@@ -23,3 +23,6 @@ make_environment() { # name, then what pip installs
 make_environment modelopt nvidia-modelopt==0.47.0
 make_environment auto-round auto-round==0.16.1
 make_environment compressed-tensors compressed-tensors==0.20.0
+
+# Pins a torch of its own, several gigabytes: only when asked for.
+[ "${1:-}" != --all ] || make_environment llm-compressor llmcompressor==0.14.0.1
