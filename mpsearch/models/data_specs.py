@@ -22,6 +22,7 @@ from typing import Any
 from mpsearch.errors import DataError, InputError, UnknownNameError
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.named import NamedModel
+from mpsearch.models.spec_registry import SpecRegistry
 from mpsearch.models.specs import LOCAL, SpecPolicy, from_factory
 
 __all__ = [
@@ -75,42 +76,9 @@ class DataRequest:
 
 DataLoader = Callable[[DataRequest], DataSet]
 
-_SCHEMES: dict[str, DataLoader] = {}
-_FILE_TYPES: dict[str, DataLoader] = {}
-
-
-def data_scheme(name: str) -> Callable[[DataLoader], DataLoader]:
-    """Register a loader for data specs `NAME`, `NAME:…` and `NAME?…`, as a decorator.
-
-    Args:
-        name: The name.
-
-    Returns:
-        The decorator.
-    """
-
-    def register(loader: DataLoader) -> DataLoader:
-        _SCHEMES[name] = loader
-        return loader
-
-    return register
-
-
-def data_file_type(suffix: str) -> Callable[[DataLoader], DataLoader]:
-    """Register a loader for data specs that are paths with a suffix, as a decorator.
-
-    Args:
-        suffix: Such as `.npz`.
-
-    Returns:
-        The decorator.
-    """
-
-    def register(loader: DataLoader) -> DataLoader:
-        _FILE_TYPES[suffix] = loader
-        return loader
-
-    return register
+_LOADERS: SpecRegistry[DataLoader] = SpecRegistry()
+data_scheme = _LOADERS.scheme
+data_file_type = _LOADERS.file_type
 
 
 def known_data() -> list[str]:
@@ -119,7 +87,7 @@ def known_data() -> list[str]:
     Returns:
         The names, then the file types.
     """
-    return [*sorted(_SCHEMES), *(f"FILE{suffix}" for suffix in sorted(_FILE_TYPES))]
+    return [*_LOADERS.schemes, *(f"FILE{suffix}" for suffix in _LOADERS.file_types)]
 
 
 def load_data_spec(
@@ -143,13 +111,11 @@ def load_data_spec(
 def _loaded(text: str, policy: SpecPolicy, model: NamedModel | None, seed: int) -> Any:  # noqa: ANN401
     head, mark, query = text.partition("?")
     prefix, colon, rest = head.partition(":")
-    if prefix in _SCHEMES:
-        request = DataRequest(text, rest, _settings(text, query), policy, model, seed)
-        return _SCHEMES[prefix](request)
-    suffix = Path(head).suffix.lower()
-    if suffix in _FILE_TYPES:
-        request = DataRequest(text, head, _settings(text, query), policy, model, seed)
-        return _FILE_TYPES[suffix](request)
+    of_scheme, of_file = _LOADERS.of_scheme(prefix), _LOADERS.of_file(head)
+    loader = of_scheme or of_file
+    if loader is not None:
+        body = rest if of_scheme else head
+        return loader(DataRequest(text, body, _settings(text, query), policy, model, seed))
     if colon and not mark:
         made = from_factory(text, policy)
         if isinstance(made, str):

@@ -29,6 +29,7 @@ from torch import nn
 from mpsearch.errors import InputError, ModelError, UnknownNameError
 from mpsearch.models.named import InputForm, NamedModel
 from mpsearch.models.run_limits import DEFAULT_RUN_LIMITS, RunLimits
+from mpsearch.models.spec_registry import SpecRegistry
 from mpsearch.models.weights_file import load_weights
 
 __all__ = [
@@ -156,7 +157,7 @@ class ModelSpec:
         Raises:
             InputError: Nothing stands before `@`, or what follows is no `.safetensors` file.
         """
-        if Path(text).suffix.lower() in _FILE_TYPES:
+        if _LOADERS.of_file(text):
             return cls(text, "", text, None)  # a path may have any character in it
         body, at, weights = text.partition("@")
         if at and not (body and weights.lower().endswith(".safetensors")):
@@ -165,15 +166,16 @@ class ModelSpec:
                 "run code when they are read and are refused"
             )
         prefix, colon, rest = body.partition(":")
-        known = bool(colon) and prefix in _SCHEMES
+        known = bool(colon) and _LOADERS.of_scheme(prefix) is not None
         return cls(text, prefix if known else "", rest if known else body, weights or None)
 
 
 Loader = Callable[[ModelSpec, SpecPolicy], NamedModel]
 
 _ARCHITECTURES: dict[str, tuple[Maker, InputForm | None]] = {}
-_SCHEMES: dict[str, Loader] = {}
-_FILE_TYPES: dict[str, Loader] = {}
+_LOADERS: SpecRegistry[Loader] = SpecRegistry()
+scheme = _LOADERS.scheme
+file_type = _LOADERS.file_type
 
 
 def architecture(name: str, inputs: InputForm | None = None) -> Callable[[Maker], Maker]:
@@ -189,7 +191,7 @@ def architecture(name: str, inputs: InputForm | None = None) -> Callable[[Maker]
     Raises:
         InputError: The name is taken, or could not be told from other specs.
     """
-    if not name or any(each in name for each in ":@/\\") or name.endswith(tuple(_FILE_TYPES)):
+    if not name or any(each in name for each in ":@/\\") or _LOADERS.of_file(name):
         raise InputError(f"architecture {name!r}: a name has no ':', '@' or path in it")
     if name in _ARCHITECTURES:
         raise InputError(f"an architecture named {name!r} is registered already")
@@ -201,48 +203,15 @@ def architecture(name: str, inputs: InputForm | None = None) -> Callable[[Maker]
     return register
 
 
-def scheme(prefix: str) -> Callable[[Loader], Loader]:
-    """Register a loader for specs `PREFIX:…`, as a decorator.
-
-    Args:
-        prefix: What stands before the colon.
-
-    Returns:
-        The decorator.
-    """
-
-    def register(loader: Loader) -> Loader:
-        _SCHEMES[prefix] = loader
-        return loader
-
-    return register
-
-
-def file_type(suffix: str) -> Callable[[Loader], Loader]:
-    """Register a loader for specs that are paths with a suffix, as a decorator.
-
-    Args:
-        suffix: Such as `.onnx`.
-
-    Returns:
-        The decorator.
-    """
-
-    def register(loader: Loader) -> Loader:
-        _FILE_TYPES[suffix] = loader
-        return loader
-
-    return register
-
-
 def known_architectures() -> list[str]:
     """List the registered architectures and the forms that other specs take.
 
     Returns:
         The names, then the forms.
     """
-    forms = [f"{prefix}:…" for prefix in sorted(_SCHEMES)]
-    return [*sorted(_ARCHITECTURES), *forms, *(f"FILE{suffix}" for suffix in sorted(_FILE_TYPES))]
+    forms = [f"{prefix}:…" for prefix in _LOADERS.schemes]
+    files = [f"FILE{suffix}" for suffix in _LOADERS.file_types]
+    return [*sorted(_ARCHITECTURES), *forms, *files]
 
 
 def load_spec(text: str, policy: SpecPolicy = LOCAL) -> NamedModel:
@@ -262,16 +231,15 @@ def load_spec(text: str, policy: SpecPolicy = LOCAL) -> NamedModel:
 
 def _loaded(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
     text = spec.text
-    if spec.scheme:
-        named = _SCHEMES[spec.scheme](spec, policy)
+    loader = _LOADERS.of_scheme(spec.scheme) if spec.scheme else _LOADERS.of_file(spec.body)
+    if loader is not None:
+        named = loader(spec, policy)
     elif spec.body in _ARCHITECTURES:
         maker, inputs = _ARCHITECTURES[spec.body]
         module = maker()
         if spec.weights is not None:
             load_weights(module, policy.path(spec.weights))
         named = NamedModel(text, module, inputs)
-    elif Path(spec.body).suffix.lower() in _FILE_TYPES:
-        named = _FILE_TYPES[Path(spec.body).suffix.lower()](spec, policy)
     elif ":" in spec.body:
         made = from_factory(text, policy)
         if not isinstance(made, nn.Module):
