@@ -199,3 +199,38 @@ def test_long_numbers_in_strings_are_text() -> None:
 def test_no_path_fails_the_service(site: Site, path: str) -> None:
     answer = site.client.get("/v1/" + path.replace("#", "").replace("?", ""))
     assert answer.status_code < 500
+
+
+@given(
+    whole=st.integers(1, 320),
+    fraction=st.integers(0, 20),
+    exponent=st.one_of(st.none(), st.integers(-400, 400)),
+    plus=st.booleans(),
+)
+def test_no_number_is_read_as_infinite(
+    whole: int, fraction: int, exponent: int | None, plus: bool
+) -> None:
+    text = "9" * whole + ("." + "9" * fraction if fraction else "")
+    if exponent is not None:
+        text += f"e{exponent:+d}" if plus else f"e{exponent}"
+    expected = float(text)
+    if expected == float("inf") and ("." in text or "e" in text):
+        with pytest.raises(ValueError, match="float64"):
+            parse_json(f"[{text}]".encode())
+    else:
+        assert parse_json(f"[{text}]".encode()) == json.loads(f"[{text}]")
+
+
+@given(
+    brackets=st.lists(st.sampled_from("[{"), min_size=1, max_size=2 * MAX_DEPTH),
+    text=st.sampled_from(["1", '"a"', '"[{"', '"\\""', '"\\\\"']),
+)
+def test_depth_is_limited_whatever_is_nested(brackets: list[str], text: str) -> None:
+    opening = "".join("[" if each == "[" else '{"k":' for each in brackets)
+    closing = "".join("]" if each == "[" else "}" for each in reversed(brackets))
+    body = (opening + text + closing).encode()
+    if len(brackets) > MAX_DEPTH:
+        with pytest.raises(ValueError, match="nested"):
+            parse_json(body)
+    else:
+        assert parse_json(body) == json.loads(body)
