@@ -13,7 +13,7 @@ from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import parse_option
 from mpsearch.hardware import measure
 from mpsearch.hardware.cpu_kernels import Unsupported, int8_accumulation, kernel_for
-from mpsearch.hardware.cuda_kernels import why_no_cuda
+from mpsearch.hardware.cuda_kernels import cuda_kernel_for, why_no_cuda
 from mpsearch.hardware.measure import Timing, measure_kernels, time_kernels
 from mpsearch.hardware.table import CostTable
 from mpsearch.models.digits import DigitsResNet
@@ -73,6 +73,17 @@ def test_cuda_is_measured_where_there_is_one_and_else_refused_with_the_reason() 
     rows = torch.randn(32, 256)
     table = measure_kernels(nn.Linear(256, 64), rows, menu, device="cuda", timing=QUICK)
     assert {"float", "w16a16"} <= set(table.options)
+
+
+def test_what_has_no_cuda_kernel_says_why_before_a_device_is_needed() -> None:
+    image = torch.randn(1, 4, 9, 9)
+    for module, option, reason in (
+        (nn.Conv2d(4, 4, 3), "w8a8", "convolutions in float alone"),
+        (nn.Embedding(4, 4), "float", "Embedding is not measured"),
+    ):
+        found = cuda_kernel_for(module, image, parse_option(option))
+        assert isinstance(found, Unsupported)
+        assert reason in found.reason
 
 
 def test_a_device_without_kernels_is_refused() -> None:
