@@ -167,7 +167,7 @@ def test_what_a_job_tells_is_checked_and_thinned(ended, assignment_of):
     assert len(told) < 2_000
     shares = [each.progress for each in told[:-1]]
     assert shares == sorted(shares)
-    assert shares[-1] == 19_999 / 20_000
+    assert shares[-1] == 4_999 / 5_000
 
 
 def test_files_outside_the_folder_of_results_are_not_the_job_s(ended, assignment_of):
