@@ -46,10 +46,10 @@ def low_bit_warning(scorer: Estimator, menu: Sequence[Option]) -> list[str]:
         menu: The options.
 
     Returns:
-        A warning when options below 3 bits are scored without measuring, nothing otherwise.
+        A warning when options below 3 bits are scored by an expansion, nothing otherwise.
     """
     low = [o.name for o in menu if o.weight.bits < 3]
-    if not low or scorer.name.startswith("measured"):
+    if not low or not scorer.expands:
         return []
     return [
         f"{', '.join(low)}: below 3 bits a Taylor score such as {scorer.name} loses its meaning; "

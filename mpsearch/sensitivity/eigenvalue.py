@@ -42,6 +42,7 @@ class HessianTopEigenvalue(Estimator):
 
     name: ClassVar[str] = "hessian_top_eigenvalue"
     scores_activations: ClassVar[bool] = False
+    expands: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class GgnTrace(Estimator):
 
     name: ClassVar[str] = "ggn_trace"
     scores_activations: ClassVar[bool] = False
+    expands: ClassVar[bool] = True
 
     def __init__(self, draws: int | Literal["exact"] = 4, draw: Draw = "signs") -> None:
         """Choose the draws.
@@ -118,6 +119,7 @@ class EmpiricalFisher(Estimator):
 
     name: ClassVar[str] = "empirical_fisher"
     scores_activations: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
 
     def score(self, task: ScoringTask) -> Scores:
         """Score every layer at every option; see the class.

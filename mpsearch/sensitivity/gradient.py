@@ -42,6 +42,7 @@ class GradientDeviation(Estimator):
 
     name: ClassVar[str] = "gradient_deviation"
     scores_activations: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
 
     def __init__(
         self, elementwise: bool = False, at: Literal["float", "quantized"] = "float"

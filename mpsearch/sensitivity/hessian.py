@@ -39,6 +39,7 @@ class HessianTrace(Estimator):
 
     name: ClassVar[str] = "hessian_trace"
     scores_activations: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
 
     def __init__(
         self,

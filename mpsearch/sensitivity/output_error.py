@@ -53,6 +53,7 @@ class FisherOutput(Estimator):
 
     name: ClassVar[str] = "fisher_output"
     scores_activations: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -98,6 +98,9 @@ class Estimator(ABC):
     """Name in the catalog."""
     scores_activations: ClassVar[bool]
     """Whether options that differ only in the activation format get different scores."""
+    expands: ClassVar[bool] = False
+    """Whether scores are terms of a Taylor expansion at the float model, trusted less the coarser
+    the format."""
 
     @property
     def held(self) -> float:

@@ -41,6 +41,7 @@ class Taylor2(Estimator):
 
     name: ClassVar[str] = "taylor2"
     scores_activations: ClassVar[bool] = True
+    expands: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -128,3 +128,22 @@ def test_an_input_that_two_layers_share_counts_for_each_layer_alone(name):
         mp.profile(Fork(copies=copies), data, options, name).loss for copies in (False, True)
     )
     assert np.allclose(shared, apart, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("entry", known(), ids=lambda entry: entry.name)
+def test_only_expansions_are_said_to_lose_their_meaning_below_3_bits(net, data, entry):
+    settings = {"candidates": "measured_kl,sqnr"} if entry.name == "auto" else {}
+    found = mp.profile(net, data, ["w2", "w4"], entry.name, **settings)
+    finer = mp.profile(net, data, ["w3", "w4"], entry.name, **settings)
+    expansions = {
+        "gradient_deviation",
+        "taylor2",
+        "hessian_trace",
+        "hessian_top_eigenvalue",
+        "ggn_trace",
+        "empirical_fisher",
+        "fisher_output",
+    }
+    warned = any("w2: below 3 bits" in text for text in found.warnings)
+    assert warned == (entry.name in expansions)
+    assert not any("below 3 bits" in text for text in finer.warnings)
