@@ -76,11 +76,17 @@ _PROBLEM: dict[str, Any] = {
                 ]
             },
         },
-        "fixed": {"type": "object", "additionalProperties": {"type": "string"}},
-        "forbidden": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
-        "ties": {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
-        "goal": {"type": "object"},
-        "interactions": {"type": "array", "items": {"type": "object"}},
+        "fixed": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+        "forbidden": {
+            "type": ["array", "null"],
+            "items": {"type": "array", "items": {"type": "string"}},
+        },
+        "ties": {
+            "type": ["array", "null"],
+            "items": {"type": "array", "items": {"type": "string"}},
+        },
+        "goal": {"type": ["object", "null"]},
+        "interactions": {"type": ["array", "null"], "items": {"type": "object"}},
     },
 }
 
