@@ -27,6 +27,7 @@ from mpsearch.engine.quantizer import Ranges, refuse_quantized
 from mpsearch.errors import DependencyError, InputError, ModelError
 from mpsearch.export.onnx_marks import mark
 from mpsearch.formats import Format, Half, Option, Scaled, parse_option
+from mpsearch.models.fields import FieldTensor, unpack_fields
 from mpsearch.models.kinds import WeightSites, weight_sites
 from mpsearch.models.running import evaluation_mode
 from mpsearch.ranges import saved_ranges
@@ -245,15 +246,18 @@ def _takes_factor(spec: Format) -> bool:
 
 def _exported(model: nn.Module, example: Tensor, opset: int) -> ModelProto:
     axes = {0: torch.export.Dim.AUTO} if example.ndim and len(example) > 1 else {}
+    named = isinstance(example, FieldTensor)
+    fields = unpack_fields(example) if isinstance(example, FieldTensor) else {}
     try:
         with torch.no_grad(), evaluation_mode(model), _quiet():
             program = torch.onnx.export(
                 model,
-                (example,),
+                () if named else (example,),
+                kwargs=fields or None,
                 dynamo=True,
                 optimize=True,
                 opset_version=opset,
-                dynamic_shapes=(axes,),
+                dynamic_shapes=dict.fromkeys(fields, axes) if named else (axes,),
                 verbose=False,
             )
     # The exporter raises every kind of error on a model that it cannot follow.

@@ -16,6 +16,7 @@ from mpsearch.export.onnx_qdq import export_onnx_qdq, onnx_qdq_model
 from mpsearch.formats import parse_option
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.digits import digits, digits_resnet
+from mpsearch.models.fields import pack_fields
 from mpsearch.models.kinds import weight_sites
 from mpsearch.models.layers import find_layers
 from mpsearch.models.running import forward
@@ -193,6 +194,29 @@ def test_weights_of_every_layout_and_tied_weights_run_in_onnx_runtime(tmp_path, 
     assert decibels(ours, outputs(path, ids, plain=True)) >= 60
     assert decibels(ours, outputs(path, ids)) >= 30
     assert sum(t.name == "table.weight" for t in onnx.load(path).graph.initializer) == 1
+
+
+def test_models_of_several_named_inputs_keep_the_names(tmp_path):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = nn.Linear(4, 8)
+            self.right = nn.Linear(6, 8)
+
+        def forward(self, first, second):
+            return self.left(first) + self.right(second)
+
+    torch.manual_seed(0)
+    model = Two().eval()
+    fields = {"first": torch.randn(8, 4), "second": torch.randn(8, 6)}
+    data = DataSet("two", pack_fields(fields))
+    layers = {"left": "w8a8", "right": "w4a8"}
+    path = tmp_path / "two.onnx"
+    export(layers, "onnxruntime", path, model=model, data=data)
+    with torch.no_grad():
+        ours = mp.apply(model, layers, data)(**fields).numpy()
+    feeds = {name: values.numpy() for name, values in fields.items()}
+    assert decibels(ours, session(path).run(None, feeds)[0]) >= 30
 
 
 def test_channels_of_zeros_keep_their_bias(tmp_path):
