@@ -203,6 +203,7 @@ def test_more_open_jobs_than_allowed_are_refused(make_site: MakeSite) -> None:
         assert codes == [202, 202, 429]
 
 
+@pytest.mark.slow
 def test_the_server_process_imports_no_torch() -> None:
     program = (
         "import sys, tempfile, pathlib\n"
