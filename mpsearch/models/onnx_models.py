@@ -18,6 +18,7 @@ from mpsearch.models.named import (
     argument_name,
     fixed_batch_note,
 )
+from mpsearch.models.onnx_opset import lower_opset
 from mpsearch.models.onnx_scan import scan_onnx
 from mpsearch.models.specs import ModelSpec, SpecPolicy, file_type
 from mpsearch.models.weights_file import check_finite
@@ -61,6 +62,7 @@ def load_onnx(spec: ModelSpec, policy: SpecPolicy) -> NamedModel:
     try:
         proto = onnx.load_model_from_string(path.read_bytes())
         form, notes = _input_form(spec.body, proto)
+        lower_opset(proto)
         _refuse_unknown_operators(path, proto)
         _rename_nodes(proto)
         module: nn.Module = convert(proto)
@@ -125,7 +127,7 @@ def _refuse_unknown_operators(path: Path, proto: ModelProto) -> None:
         listed = ", ".join(f"{name} (opset {version})" for name, version in unknown.items())
         raise ModelError(
             f"{path} uses operators that onnx2torch cannot convert: {listed[:300]}; export the "
-            "model without them, or give it as torch module"
+            "model without them or for opset 17 and less, or give it as torch module or .pt2"
         )
 
 

@@ -145,3 +145,57 @@ def test_a_model_of_two_inputs_takes_them_by_the_names_of_the_file(tmp_path) -> 
     # Names in another order, since the order in which a mapping names them must not matter.
     data = as_data({"mask_0": mask, "x_0": x})
     torch.testing.assert_close(forward(named.module, data.inputs), model(x, mask))
+
+
+def test_what_current_exporters_write_is_lowered_to_what_can_be_converted(tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    model = as_model("digits-resnet").module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 1, 8, 8),),
+            tmp_path / "m.onnx",
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            opset_version=20,
+            verbose=False,
+        )
+    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 20
+    named = as_model(str(tmp_path / "m.onnx"))
+    inputs = torch.rand(7, 1, 8, 8)
+    torch.testing.assert_close(named.module(inputs), model(inputs), atol=1e-4, rtol=0)
+
+
+def _reduction(version: int, inputs: list[str], **attributes: int) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node("ReduceMax", inputs, ["y"], name="reduce", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([2], dtype=np.int64), "axes")],
+    )
+    opset = [helper.make_opsetid("", version)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("inputs", [["x", "axes"], ["x"]])
+def test_reductions_over_axes_that_are_inputs_are_those_over_attributes(
+    inputs: list[str], keepdims: int, tmp_path
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(_reduction(18, inputs, keepdims=keepdims))
+    module = as_model(str(tmp_path / "m.onnx")).module
+    x = torch.randn(4, 3, 2)
+    axes = [2] if len(inputs) > 1 else [0, 1, 2]
+    assert torch.equal(module(x), x.amax(axes, keepdim=bool(keepdims)))
+
+
+def test_what_has_no_older_form_is_named(tmp_path) -> None:
+    (tmp_path / "m.onnx").write_bytes(_reduction(18, ["x"], noop_with_empty_axes=1))
+    with pytest.raises(ModelError, match=r"ReduceMax \(opset 18\).*opset 17 and less"):
+        as_model(str(tmp_path / "m.onnx"))
