@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mpsearch as mp
 from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import parse_option
 from mpsearch.hardware.additivity import check_additivity, predicted_latency
@@ -17,6 +18,7 @@ from mpsearch.hardware.measure_runtime import Rounds, conversions_of, measure_ru
 from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, runtime_graph
 from mpsearch.hardware.table import CostTable
+from mpsearch.menu import Wishes
 from mpsearch.models.digits import DigitsResNet
 from mpsearch.models.layers import find_layers
 
@@ -199,3 +201,49 @@ def test_a_table_of_another_kind_cannot_be_checked(measured) -> None:
     moved = table.model_copy(update={"conditions": table.conditions | {"processor": "another"}})
     with pytest.raises(InputError, match="another processor"):
         check_additivity(model, image, moved, name="d", rounds=FEW)
+
+
+def test_prices_of_a_live_model_sum_to_what_the_check_predicts(measured) -> None:
+    """Groups and pairs of groups on one side, operations and edges of the graph on the other."""
+    model, image, table = measured
+    costs = mp.price(model, image, ["float", "w8a8"], table)
+    layers = {layer.name: layer for layer in find_layers(model, (image[:1], None)).layers}
+    graph = runtime_graph(model, image)
+    generator = np.random.default_rng(0)
+    for columns in [np.zeros(10, int), np.ones(10, int), *generator.integers(0, 2, (5, 10))]:
+        choice = {
+            g: parse_option(costs.options[c]) for g, c in zip(costs.groups, columns, strict=True)
+        }
+        predicted = predicted_latency(graph, layers, table, choice)
+        assert costs.usage("latency", columns) == pytest.approx(predicted)
+    everything_float = np.zeros(10, int)
+    assert costs.baseline["latency"] == pytest.approx(costs.usage("latency", everything_float))
+
+
+def test_layers_that_are_not_allocated_are_float_neighbours(measured) -> None:
+    model, image, table = measured
+    wishes = Wishes(skip=("layer2.0.conv1",))
+    costs = mp.price(model, image, ["float", "w8a8"], table, wishes=wishes)
+    layers = {layer.name: layer for layer in find_layers(model, (image[:1], None)).layers}
+    choice = dict.fromkeys(layers, parse_option("w8a8"))
+    choice["layer2.0.conv1"] = parse_option("float")
+    predicted = predicted_latency(runtime_graph(model, image), layers, table, choice)
+    kernel = table.of_shape("conv2d", _keys(layers["layer2.0.conv1"]), "float", "latency").value
+    # The skipped layer's own kernel is no part of what is allocated; its neighbours' changes are.
+    found = costs.usage("latency", np.ones(len(costs.groups), int))
+    assert found == pytest.approx(predicted - kernel)
+
+
+def test_a_model_that_cannot_be_exported_keeps_the_prices_of_its_layers(measured) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.fc(x))
+
+    _, __, table = measured
+    costs = mp.price(Twice(), torch.randn(2, 64), ["float", "w8a8"], table)
+    assert not costs.conversions
+    assert any("between layers has no price" in warning for warning in costs.warnings)
