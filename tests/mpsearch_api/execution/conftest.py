@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import coverage
 import pytest
 
 from mpsearch.schemas.jobs import JobRequest
@@ -20,8 +19,6 @@ MIB = 2**20
 
 
 def program_of(prepare: str | None = None) -> Program:
-    if coverage.Coverage.current() is not None:
-        prepare = f"{prepare}_measured" if prepare else "jobs_for_tests:measured"
     return Program(
         target="jobs_for_tests:run", prepare=prepare, preload=(), when_idle=(), paths=(str(HERE),)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -186,34 +185,3 @@ def refuse_namespaces() -> None:
 
     keeper.separate_processes = lambda: False
     keeper.separate_world = lambda *, network: False
-
-
-def measured() -> None:
-    """Prepare a nursery whose own lines, and those of its jobs, count for coverage."""
-    import coverage
-
-    measuring = coverage.Coverage(data_file=Path.cwd() / ".coverage", data_suffix=True)
-    measuring.start()
-    leave = os._exit
-
-    def save_and_leave(code: int) -> None:
-        # A fork writes to a file of its own; forks that draw the same name lose a little coverage.
-        with contextlib.suppress(coverage.CoverageException):
-            measuring.save()
-        leave(code)
-
-    os._exit = save_and_leave
-
-
-def refuse_namespaces_measured() -> None:
-    """Both."""
-    refuse_namespaces()
-    measured()
-
-
-def search_measured() -> None:
-    """Prepare for searches, and measure."""
-    from mpsearch_api.execution.runner import prepare
-
-    prepare()
-    measured()

@@ -179,7 +179,7 @@ def test_of_a_log_without_measure_the_end_is_kept(ended, assignment_of):
     found, _ = ended(assignment_of("babble"))
     log = _text(found, "log.txt")
     assert len(log) == 4 * 2**20
-    assert log.endswith("the last word\n")
+    assert "the last word" in log[-1000:]
 
 
 def test_a_job_is_cut_off_from_the_network(executor, ended, assignment_of, request):

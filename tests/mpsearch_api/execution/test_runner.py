@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-import coverage
 import numpy as np
 import pytest
 
@@ -19,9 +18,11 @@ import mpsearch as mp
 from mpsearch.models.registry import as_model
 from mpsearch.schemas import Frontier
 from mpsearch.schemas.jobs import JobRequest
+from mpsearch_api.execution.child import MADE
 from mpsearch_api.execution.limits import Limits
 from mpsearch_api.execution.local import LocalExecutor, Program
 from mpsearch_api.execution.port import Assignment, Ended
+from mpsearch_api.execution.runner import prepare, run_job
 from mpsearch_api.store.port import Claim, Update
 
 MENU = ["w2a8", "w4a8", "w8a8"]
@@ -32,7 +33,7 @@ GIB = 2**30
 def searches() -> Iterator[LocalExecutor]:
     executor = LocalExecutor(
         lambda each: Limits(each.memory, 300.0, cpus=each.claim.request.execution.cpus, niceness=0),
-        _program(),
+        Program(when_idle=()),
     )
     until = time.monotonic() + 300
     while executor.ready() is not None:
@@ -45,13 +46,6 @@ def searches() -> Iterator[LocalExecutor]:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def _program() -> Program:
-    if coverage.Coverage.current() is None:
-        return Program(when_idle=())
-    here = str(Path(__file__).parent)
-    return Program(when_idle=(), prepare="jobs_for_tests:search_measured", paths=(here,))
 
 
 Found = tuple[Ended, list[Update]]
@@ -125,6 +119,44 @@ def test_a_job_gives_the_library_s_own_answer(search) -> None:
     assert figures["gap"] == found.gap
     assert figures["frontier_points"] == len(Frontier.load(_file(ended, "frontier.json")).points)
     assert figures["metric"] == found.verification.allocation.metric
+
+
+def test_a_search_tells_what_it_does_from_within_any_process(tmp_path, monkeypatch) -> None:
+    """The same function without processes around it; its second run scores nothing."""
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    prepare()
+    request = JobRequest(
+        model="digits-resnet",
+        data="digits",
+        options=["w4a8", "w8a8"],
+        estimator="sqnr",
+        hardware="nvidia-t4",
+        samples=32,
+        verify=False,
+        budget={"weight_memory": "0.3x"},
+    )
+    claim = Claim("job", "t", 1, "w", request)
+    stages = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        (folder / MADE).mkdir(parents=True)
+        told: list[Update] = []
+        made = run_job(
+            Assignment(
+                claim=claim,
+                model=request.model,
+                data=request.data,
+                files={},
+                hardware="nvidia-t4",
+                folder=folder,
+                cache=tmp_path / "cache",
+                memory=GIB,
+            ),
+            told.append,
+        )
+        assert {each.name for each in made} == {path.name for path in (folder / MADE).iterdir()}
+        stages.append(_cached(told))
+    assert stages == [set(), {"price", "profile"}]
 
 
 @pytest.mark.slow
