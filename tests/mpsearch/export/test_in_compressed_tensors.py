@@ -87,6 +87,47 @@ def test_embeddings_and_precisions_are_those_of_the_fake_quantized_encoder(tmp_p
     assert float(cosine.min()) >= 0.999
 
 
+def test_the_checkpoint_holds_the_values_that_were_verified(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import load_file
+
+    config = transformers.BertConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    torch.manual_seed(0)
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
+    data = DataSet("ids", torch.randint(0, 32, (4, 8)))
+    layers = spread(model, ("w:int8/a:int8_asym", "w4", "int8_tensor", "fp8_e4m3"))
+    folder = tmp_path / "checkpoint"
+    written = export(layers, "compressed-tensors", folder, model=model, data=data)
+    stored = load_file(folder / "model.safetensors")
+    assert sum(written.sizes.values()) == (folder / "model.safetensors").stat().st_size
+    for layer, text in layers.items():
+        spec = parse_option(text).weight
+        expected = spec.fake_quantize(model.get_submodule(layer).weight)
+        if f"{layer}.weight_packed" in stored:
+            words = stored[f"{layer}.weight_packed"].long() % 2**32
+            per_word = 32 // spec.width
+            places = torch.arange(per_word) * spec.width
+            codes = (words[..., None] >> places) % 2**spec.width - 2 ** (spec.width - 1)
+            codes = codes.reshape(len(words), -1)[:, : expected.shape[1]]
+        else:
+            codes = stored[f"{layer}.weight"]
+        values = codes.float() * stored[f"{layer}.weight_scale"]
+        assert torch.equal(values, expected), layer
+    query = "encoder.layer.0.attention.self.query"
+    assert stored[f"{query}.input_zero_point"].dtype == torch.int8
+    assert float(stored[f"{query}.input_scale"]) > 0
+    found = read(folder, "compressed-tensors")
+    assert {layer: parse_option(o).key for layer, o in found.items()} == {
+        layer: parse_option(o).key for layer, o in layers.items()
+    }
+
+
 def test_codes_are_packed_side_by_side():
     # Two's complement shifted by 8: -8 is nibble 0, 7 is nibble 15, the first one lowest.
     packed = pack_codes(torch.tensor([[-8, 7, 0, 1, -1, 2, -2, 3]]), 4)
