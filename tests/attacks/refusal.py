@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mpsearch.errors import InputError
 
 MUTATIONS = int(os.environ.get("MPSEARCH_MUTATIONS", "200"))
 """Mutated files of each format that a test makes; set it to 2,000 and more to look for holes."""
+MUTATION_SECONDS = 5.0
 SECONDS = 2.0
 MEBIBYTES = 200.0
 
@@ -53,6 +55,16 @@ def check_cheap(refusal: Refusal) -> None:
     assert refusal.seconds < SECONDS
     assert not refusal.mebibytes >= MEBIBYTES
     assert len(refusal.words) < 2000
+
+
+@contextmanager
+def never_hangs() -> Iterator[None]:
+    """Hold a mutated file to five seconds of this process, however busy the machine is."""
+    started = time.process_time()
+    try:
+        yield
+    finally:
+        assert time.process_time() - started < MUTATION_SECONDS
 
 
 def _reset_peak() -> float:

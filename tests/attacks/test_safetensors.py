@@ -8,7 +8,7 @@ import safetensors_files
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusal import MUTATIONS, check_cheap, refusal_of
+from refusal import MUTATIONS, check_cheap, never_hangs, refusal_of
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
@@ -100,7 +100,7 @@ def _mutated(seed: int) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=MUTATIONS, deadline=5000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=MUTATIONS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 def test_a_mutated_file_is_refused_or_is_one_the_library_reads_the_same(
     tmp_path_factory, seed: int
@@ -108,7 +108,8 @@ def test_a_mutated_file_is_refused_or_is_one_the_library_reads_the_same(
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
     path.write_bytes(_mutated(seed))
     try:
-        header = read_header(path)
+        with never_hangs():
+            header = read_header(path)
     except ModelError:
         return
     with safe_open(path, framework="pt") as file:
