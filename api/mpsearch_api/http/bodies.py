@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import anyio.to_thread
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -13,7 +14,14 @@ from starlette.exceptions import HTTPException
 
 from mpsearch_api.solving.json_text import parse_json
 
-__all__ = ["StrictRoute", "limited_body", "parsed_body"]
+__all__ = ["MOST_REQUEST", "StrictRoute", "limited_body", "parsed_body"]
+
+MOST_REQUEST = 512 * 1024
+"""Largest JSON request but for problems and cost tables, bytes: a job's is kept, and listed with
+two hundred others."""
+
+AT_ONCE = 16 * 1024
+"""Bytes of JSON that are parsed on the event loop; more would keep others waiting."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -58,7 +66,7 @@ async def parsed_body(request: Request, kind: type[Body], most: int) -> Body:
     Raises:
         RequestValidationError: It does not fit.
     """
-    value = _parsed(await limited_body(request, most))
+    value = await _parsed(await limited_body(request, min(most, MOST_REQUEST)))
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -66,9 +74,11 @@ async def parsed_body(request: Request, kind: type[Body], most: int) -> Body:
         raise RequestValidationError(faults) from error
 
 
-def _parsed(body: bytes) -> Any:  # noqa: ANN401
+async def _parsed(body: bytes) -> Any:  # noqa: ANN401
     try:
-        return parse_json(body)
+        if len(body) <= AT_ONCE:
+            return parse_json(body)
+        return await anyio.to_thread.run_sync(parse_json, body)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body cannot be read: {error}") from error
 
@@ -76,11 +86,12 @@ def _parsed(body: bytes) -> Any:  # noqa: ANN401
 class _StrictRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            self._body = await limited_body(self, self.app.state.service.settings.body_bytes)
+            most = min(self.app.state.service.settings.body_bytes, MOST_REQUEST)
+            self._body = await limited_body(self, most)
         return self._body
 
     async def json(self) -> Any:  # noqa: ANN401
-        return _parsed(await self.body())
+        return await _parsed(await self.body())
 
 
 class StrictRoute(APIRoute):

@@ -15,6 +15,11 @@ _LARGE_NUMBER = re.compile(r"[eE]\+?[0-9]{3}|[0-9]{200}")
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 _INNERMOST = re.compile(rb"\[\]|\{\}")
 _LONG_NUMBER = re.compile(rb"[0-9]{%d,}" % (MAX_DIGITS + 1))
+# A string, also one that never ends: if it had to end, each quote in it would be tried as its
+# beginning, which takes quadratic time.
+_STRING = r'"(?:[^"\\]++|\\.)*+"?'
+_STRINGS = re.compile(_STRING, re.DOTALL)
+_STRUCTURE = re.compile(rf"{_STRING}|[\[{{]|[\]}}]", re.DOTALL)
 
 
 class JsonRefusedError(ValueError):
@@ -62,15 +67,16 @@ def _is_flat(body: bytes) -> bool:
     # Strings without brackets leave two quotes behind; then each pass takes the innermost pairs.
     left = body.translate(None, _NO_STRUCTURE).replace(b'""', b"")
     for _ in range(MAX_DEPTH):
-        if not left:
-            return True
+        before = len(left)
         left = _INNERMOST.sub(b"", left)
+        if len(left) == before:
+            break
     return not left
 
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
+    for match in _STRUCTURE.finditer(text):
         bracket = match[0]
         if bracket in "[{":
             depth += 1
@@ -81,7 +87,7 @@ def _check_depth(text: str) -> None:
 
 
 def _check_numbers(text: str) -> None:
-    without_strings = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text, flags=re.DOTALL)
+    without_strings = _STRINGS.sub('""', text)
     if _LONG_NUMBER.search(without_strings.encode()):
         raise JsonRefusedError(f"a number of more than {MAX_DIGITS} digits")
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpsearch.schemas.problems import Problem
+from mpsearch_api.http.bodies import MOST_REQUEST
 from mpsearch_api.solving.json_text import MAX_DEPTH, parse_json
 from tests.mpsearch_api.http.running import JOB, MakeSite, Site
 
@@ -186,6 +187,23 @@ def test_nesting_is_counted_outside_strings_only(bracket: str) -> None:
     with pytest.raises(ValueError, match="nested"):
         parse_json((opening + fits + closing).encode())
     parse_json(json.dumps({"text": "[{" * 500 + '"\\['}).encode())
+
+
+@pytest.mark.parametrize("start", [b"", b'{"a": "', b'["\\n", "'])
+def test_a_long_string_without_an_end_is_refused_at_once(start: bytes) -> None:
+    # Hours, if every quote in it were tried as the beginning of a string.
+    with pytest.raises(ValueError, match=r"line 1|not JSON"):
+        parse_json(start + b'\\"' * 200_000 + b"9" * 500)
+
+
+def test_a_job_is_no_larger_than_what_is_worth_listing(site: Site) -> None:
+    most = MOST_REQUEST
+    patterns = {f"layer{number}.{'x' * 400}": "w4a8" for number in range(1400)}
+    assert len(json.dumps(JOB | {"fix": patterns})) > most
+    answer = site.client.post("/v1/jobs", json=JOB | {"fix": patterns})
+    assert answer.status_code == 413
+    few = dict(list(patterns.items())[:600])
+    assert site.client.post("/v1/jobs", json=JOB | {"fix": few}).status_code == 202
 
 
 def test_long_numbers_in_strings_are_text() -> None:
