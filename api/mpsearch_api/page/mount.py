@@ -10,9 +10,10 @@ from starlette.types import Scope
 from mpsearch_api.page import job_page, jobs_page, submit_page
 from mpsearch_api.page.session import Door
 
-__all__ = ["API_PREFIXES", "add_page"]
+__all__ = ["add_page"]
 
-API_PREFIXES = ("/v1", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+PAGES = ("/", "/new", "/favicon.ico")
+BELOW = ("/jobs/", "/_nicegui/", "/_nicegui_ws/")
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
     "<rect width='16' height='16' rx='3' fill='%231d4e89'/>"
@@ -21,21 +22,21 @@ ICON = (
 
 
 class _PageMount(Mount):
-    """A mount that leaves the API's paths to the API, so that it answers 404 and 405 itself."""
+    """A mount of the page's own paths alone: what it does not know, the API answers."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match everything but the API.
+        """Match the paths of the page.
 
         Args:
             scope: The request.
 
         Returns:
-            As `Mount.matches`; never a match for the API's paths.
+            As `Mount.matches`; no match for every other path.
         """
         path = scope.get("path", "")
-        if any(path == prefix or path.startswith(f"{prefix}/") for prefix in API_PREFIXES):
-            return Match.NONE, {}
-        return super().matches(scope)
+        if path in PAGES or path.startswith(BELOW):
+            return super().matches(scope)
+        return Match.NONE, {}
 
 
 def add_page(app: FastAPI) -> None:

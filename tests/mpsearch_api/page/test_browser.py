@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from serving import SCREENSHOTS, free_port, is_ready, wait_until
 
@@ -84,6 +85,7 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
     client = Client(server)
     found = client.result(job)
     wait_until(lambda: len(traces(browser, 2)) > 0, 60)
+    wait_until(lambda: len(traces(browser, 1)) > 2, 20)
     pareto, *_, chosen = traces(browser, 1)
     assert len(pareto["x"]) == len(client.frontier(job).points)
     assert chosen["x"] == [pytest.approx(found.costs["weight_memory"])]
@@ -101,13 +103,15 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
     drag.perform()
 
     def moved() -> bool:
-        return traces(browser, 1)[-1]["x"][0] < 0.9 * found.costs["weight_memory"]
+        drawn = traces(browser, 1)  # empty for the moment in which the chart is drawn anew
+        return drawn and drawn[-1]["x"][0] < 0.9 * found.costs["weight_memory"]
 
-    wait_until(moved, 60, lambda: str(traces(browser, 1)[-1]))  # while the button is still held
+    wait_until(moved, 60, lambda: str(traces(browser, 1)))  # while the button is still held
     ActionChains(browser).release().perform()
     wait_until(lambda: "optimal" in text_of(browser), 10)
     press_expansion = browser.find_element("xpath", "//*[contains(text(), 'As a table')]")
     browser.execute_script("arguments[0].click()", press_expansion)
+    wait_until(lambda: traces(browser, 2), 10)
     bits = {layer: y for t in traces(browser, 2) for layer, y in zip(t["x"], t["y"], strict=True)}
     before = {layer: int(option[1]) for layer, option in found.layers.items()}
     assert sum(bits.values()) < sum(before.values())
@@ -181,3 +185,17 @@ def test_a_server_with_keys_shows_nothing_before_one_is_given(tmp_path, browser)
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_what_the_page_does_not_know_the_api_answers(server):
+    for method, path, status in (
+        ("GET", "/nope", 404),
+        ("GET", "/v1/nope", 404),
+        ("POST", "/healthz", 405),
+        ("GET", "/jobs", 404),
+    ):
+        answer = httpx2.request(method, f"{server}{path}")
+        assert answer.status_code == status, path
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
+    assert httpx2.get(f"{server}/").headers["content-type"].startswith("text/html")
