@@ -106,6 +106,16 @@ class LocalBlobs:
             self._checked.add(state)
         return path
 
+    def touch(self, sha256: str) -> bool:
+        """See `port.BlobStore.touch`."""
+        path = self._path(check_name(sha256))
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+        return True
+
     def delete_orphans(self, referenced: Iterable[str], *, older_than: float) -> list[str]:
         """See `port.BlobStore.delete_orphans`; also removes what writers left behind."""
         used = set(referenced)
@@ -143,12 +153,10 @@ class LocalBlobs:
         path = self._path(name)
         path.parent.mkdir(exist_ok=True)
         with self._locked(fcntl.LOCK_SH):
-            try:
-                # It is there already: now it is young again to a clean-up of orphans.
-                os.utime(path)
-            except FileNotFoundError:
-                partial.chmod(stat.S_IRUSR | stat.S_IRGRP)
-                partial.rename(path)
+            # Also when it is there already: it is young again to a clean-up of orphans, and whole
+            # if the disk had damaged it. Whoever reads the old file goes on reading that.
+            partial.chmod(stat.S_IRUSR | stat.S_IRGRP)
+            partial.rename(path)
         _sync_folder(path.parent)
         _sync_folder(self._content)
 

@@ -74,6 +74,17 @@ class BlobStore(Protocol):
         """
         ...
 
+    def touch(self, sha256: str) -> bool:
+        """Make a blob young, so that the clean-up of orphans passes it over for a while.
+
+        Args:
+            sha256: Its name.
+
+        Returns:
+            Whether there is one.
+        """
+        ...
+
     def delete_orphans(self, referenced: Iterable[str], *, older_than: float) -> list[str]:
         """Delete blobs that nothing refers to.
 

@@ -53,6 +53,15 @@ class RemoteBlobs:
         except MissingBlobError:
             return self._fetch(check_name(sha256))
 
+    def touch(self, sha256: str) -> bool:
+        """See `port.BlobStore.touch`; object stores know no other way than sending it again."""
+        try:
+            path = self.local_path(sha256)
+        except MissingBlobError:
+            return False
+        self._send(Blob(sha256, path.stat().st_size))
+        return True
+
     def delete_orphans(self, referenced: Iterable[str], *, older_than: float) -> list[str]:
         """See `port.BlobStore.delete_orphans`; `older_than` must exceed the longest upload."""
         used = set(referenced)

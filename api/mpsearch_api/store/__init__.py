@@ -76,6 +76,8 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
     from mpsearch_api.store.partial import PartialFiles
     from mpsearch_api.store.profiles import Profiles
 
+    # Other users of the machine need not read what tenants keep from each other.
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings.database, clock)
     upgrade(database)
     return Store(

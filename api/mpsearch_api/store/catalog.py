@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Column, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Column, Connection, Row, Select, delete, func, insert, or_, select, update
 
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Page
@@ -98,15 +98,27 @@ class Catalog:
             StateError: There is no such upload, it goes on elsewhere than at `offset`, it is
                 complete, or another request is writing it.
         """
-        row = self._upload(tenant, upload)
+        self._check_offset(self._upload(tenant, upload), upload, offset)
+        file = self._partials.open(upload)
+        try:
+            # Again, now that nobody else can write: bytes that another request has added meanwhile
+            # must not be cut off.
+            row = self._check_offset(self._upload(tenant, upload), upload, offset)
+            file.begin(offset)
+        except BaseException:
+            file.close()
+            raise
+        return Appending(self._database, file, upload, offset, row.size)
+
+    @staticmethod
+    def _check_offset(row: Row[Any] | None, upload: str, offset: int) -> Row[Any]:
         if row is None:
             raise StateError(f"there is no upload {upload[:60]!r}; create one")
         if row.blob is not None:
             raise StateError(f"upload {upload} is finished; create another")
         if row.offset != offset:
             raise StateError(f"upload {upload} goes on at {row.offset}, not at {offset}")
-        file = self._partials.open(upload, offset)
-        return Appending(self._database, file, upload, offset, row.size)
+        return row
 
     def append_upload(
         self, tenant: str | None, upload: str, offset: int, chunks: Iterable[bytes]
@@ -148,19 +160,47 @@ class Catalog:
             StateError: There is no such upload, or bytes are missing.
             InputError: The content is not what was announced; the upload is deleted.
         """
+        found = self._finished(tenant, upload, blobs)
+        if found is not None:
+            return found
+        try:
+            file = self._partials.open(upload)
+        except StateError:
+            # Another request may have finished it since.
+            found = self._finished(tenant, upload, blobs)
+            if found is None:
+                raise
+            return found
+        with file:
+            found = self._finished(tenant, upload, blobs)
+            if found is not None:
+                return found
+            return self._finish(upload, file, blobs)
+
+    def _finished(self, tenant: str | None, upload: str, blobs: BlobStore) -> Blob | None:
+        """Give the blob of a finished upload, None when bytes are to be stored yet."""
         row = self._upload(tenant, upload)
         if row is None:
             raise StateError(f"there is no upload {upload[:60]!r}; create one")
-        if row.blob is not None:
-            return Blob(row.blob, row.size)
         if row.offset != row.size:
             raise StateError(
                 f"upload {upload} has {row.offset} of {row.size} bytes; send the rest first"
             )
-        with self._partials.open(upload, row.size) as file:
-            blob = blobs.put_file(file.path)
+        if row.blob is None:
+            return None
+        # The upload may expire, and orphans be deleted, before the caller refers to the blob.
+        if not blobs.touch(row.blob):
+            raise StateError(f"the bytes of upload {upload} are gone; delete it and start again")
+        return Blob(row.blob, row.size)
+
+    def _finish(self, upload: str, file: PartFile, blobs: BlobStore) -> Blob:
+        row = self._upload(None, upload)
+        if row is None:
+            raise StateError(f"upload {upload} was deleted meanwhile")
+        file.begin(row.size)
+        blob = blobs.put_file(file.path)
         if row.announced is not None and row.announced != blob.sha256:
-            self.delete_upload(tenant, upload)
+            self.delete_upload(None, upload)
             raise InputError(
                 f"the bytes received have sha256 {blob.sha256}, announced was {row.announced}; "
                 "upload the file again"
@@ -243,7 +283,7 @@ class Catalog:
         labels = {"name": name, "format": format, "architecture": architecture}
         with self._database.write() as connection:
             now = self._database.now(connection)
-            _check_quota(connection, tenant, blob.size, most_bytes)
+            _check_quota(connection, tenant, blob.size, most_bytes, blob.sha256)
             row = connection.execute(
                 insert(stored)
                 .values(
@@ -317,7 +357,7 @@ class Catalog:
             return connection.execute(delete(stored).where(stored.c.id == name)).rowcount == 1
 
     def bytes_stored(self, tenant: str) -> int:
-        """Count what a tenant holds: stored objects, and uploads at their announced size."""
+        """Count what a tenant holds: stored objects, and other uploads at their announced size."""
         with self._database.read() as connection:
             return _bytes_held(connection, tenant)
 
@@ -407,20 +447,27 @@ def _owned(query: Select[Any], column: Column[str], tenant: str | None) -> Selec
     return query if tenant is None else query.where(column == tenant)
 
 
-def _bytes_held(connection: Connection, tenant: str) -> int:
-    total = 0
-    for table in (stored, uploads):
-        query = select(func.coalesce(func.sum(table.c.size), 0)).where(table.c.tenant == tenant)
-        total += int(connection.execute(query).scalar_one())
-    return total
+def _bytes_held(connection: Connection, tenant: str, sha256: str | None = None) -> int:
+    """Count bytes; an upload counts until it has become an object, such as one of this blob."""
+    held = select(func.coalesce(func.sum(stored.c.size), 0)).where(stored.c.tenant == tenant)
+    objects = select(stored.c.sha256).where(stored.c.tenant == tenant)
+    coming = select(func.coalesce(func.sum(uploads.c.size), 0)).where(
+        uploads.c.tenant == tenant,
+        or_(uploads.c.blob.is_(None), uploads.c.blob.not_in(objects)),
+    )
+    if sha256 is not None:
+        coming = coming.where(or_(uploads.c.blob.is_(None), uploads.c.blob != sha256))
+    return sum(int(connection.execute(query).scalar_one()) for query in (held, coming))
 
 
-def _check_quota(connection: Connection, tenant: str, size: int, most: int | None) -> None:
+def _check_quota(
+    connection: Connection, tenant: str, size: int, most: int | None, sha256: str | None = None
+) -> None:
     if most is None:
         return
     # Two uploads at once are then counted one after the other.
     hold_tenants(connection, [tenant])
-    held = _bytes_held(connection, tenant)
+    held = _bytes_held(connection, tenant, sha256)
     if held + size > most:
         raise QuotaError(
             f"{size} bytes more than the {held} held already pass the {most} allowed; delete "

@@ -17,7 +17,7 @@ class PartFile:
 
     Args:
         path: Where it lies.
-        descriptor: Open for writing, locked, at its end.
+        descriptor: Open for writing, and locked.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -29,6 +29,24 @@ class PartFile:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def begin(self, offset: int) -> None:
+        """Go to where the next byte belongs, and drop the bytes after it, which nobody counted.
+
+        Args:
+            offset: Bytes that the catalog has on record, read while the file was locked.
+
+        Raises:
+            StateError: Bytes on record are not there.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        if size < offset:
+            raise StateError(
+                f"upload {self.path.name} lost bytes: {size} of {offset} are there; delete it and "
+                "start again"
+            )
+        os.ftruncate(self._file.fileno(), offset)
+        self._file.seek(offset)
 
     def write(self, chunk: bytes) -> None:
         """Append bytes."""
@@ -64,18 +82,17 @@ class PartialFiles:
         finally:
             os.close(folder)
 
-    def open(self, name: str, offset: int) -> PartFile:
-        """Open a file to append, without the bytes after `offset` that nobody counted.
+    def open(self, name: str) -> PartFile:
+        """Open a file to append; `PartFile.begin` says from where.
 
         Args:
             name: Which.
-            offset: Bytes that the catalog has on record.
 
         Returns:
-            The file, at `offset`.
+            The file; nobody else can open it until it is closed.
 
         Raises:
-            StateError: Another request is writing it, or bytes on record are not there.
+            StateError: Another request is writing it, or it is not there.
         """
         path = self._folder / name
         try:
@@ -86,14 +103,6 @@ class PartialFiles:
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            size = os.fstat(descriptor).st_size
-            if size < offset:
-                raise StateError(
-                    f"upload {name} lost bytes: {size} of {offset} are there; delete it and "
-                    "start again"
-                )
-            os.ftruncate(descriptor, offset)
-            os.lseek(descriptor, 0, os.SEEK_END)
         except BlockingIOError:
             os.close(descriptor)
             raise StateError(

@@ -180,6 +180,25 @@ def test_content_stored_again_is_young_again(blobs: BlobStore, settings: Setting
     assert blobs.delete_orphans((), older_than=60) == []
 
 
+def test_content_that_was_touched_is_young_again(blobs: BlobStore, settings: Settings) -> None:
+    assert not blobs.touch(NAME)
+    blobs.put([CONTENT])
+    make_old(settings)
+    assert blobs.touch(NAME)
+    assert blobs.delete_orphans((), older_than=60) == []
+
+
+def test_damaged_content_is_whole_again_once_it_is_stored_again(
+    blobs: BlobStore, settings: Settings
+) -> None:
+    path = blobs.local_path(blobs.put([CONTENT]).sha256)
+    path.chmod(0o600)
+    path.write_bytes(b"short")
+    blobs.put([CONTENT])
+    assert b"".join(blobs.read(NAME)) == CONTENT
+    assert blobs.local_path(NAME).read_bytes() == CONTENT
+
+
 def test_content_stored_just_before_its_deletion_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

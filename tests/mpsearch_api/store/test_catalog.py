@@ -21,6 +21,7 @@ from mpsearch_api.settings import Settings
 from mpsearch_api.store import Store
 from mpsearch_api.store.catalog import Catalog
 from mpsearch_api.store.contract import SetClock, a_request
+from mpsearch_api.store.partial import PartFile, PartialFiles
 
 CONTENT = bytes(range(256)) * 40
 NAME = hashlib.sha256(CONTENT).hexdigest()
@@ -116,6 +117,57 @@ def test_two_requests_do_not_write_one_upload_at_once(catalog: Catalog) -> None:
     assert catalog.append_upload("ann", upload.id, 3, [b"d"]).offset == 4
 
 
+def test_bytes_that_another_request_adds_meanwhile_are_not_cut_off(
+    catalog: Catalog, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = catalog.create_upload("ann", len(CONTENT), NAME)
+    once = iter([True])
+    plain_open = PartialFiles.open
+
+    def overtaken(self: PartialFiles, name: str) -> PartFile:
+        if next(once, False):
+            catalog.append_upload("ann", upload.id, 0, [CONTENT])
+        return plain_open(self, name)
+
+    monkeypatch.setattr(PartialFiles, "open", overtaken)
+    with pytest.raises(StateError, match=f"goes on at {len(CONTENT)}"):
+        catalog.append_upload("ann", upload.id, 0, [b"other bytes"])
+    assert catalog.finish_upload("ann", upload.id, blobs).sha256 == NAME
+
+
+def test_an_upload_finished_by_another_request_meanwhile_is_finished(
+    catalog: Catalog, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = catalog.create_upload("ann", len(CONTENT), NAME)
+    catalog.append_upload("ann", upload.id, 0, [CONTENT])
+    once = iter([True])
+    plain_open = PartialFiles.open
+
+    def overtaken(self: PartialFiles, name: str) -> PartFile:
+        if next(once, False):
+            catalog.finish_upload("ann", upload.id, blobs)
+        return plain_open(self, name)
+
+    monkeypatch.setattr(PartialFiles, "open", overtaken)
+    assert catalog.finish_upload("ann", upload.id, blobs).sha256 == NAME
+
+
+def test_a_finished_upload_vouches_for_bytes_that_are_there_alone(
+    catalog: Catalog, blobs: BlobStore
+) -> None:
+    upload = catalog.create_upload("ann", len(CONTENT))
+    catalog.append_upload("ann", upload.id, 0, [CONTENT])
+    catalog.finish_upload("ann", upload.id, blobs)
+    path = blobs.local_path(NAME)
+    os.utime(path, (0, 0))
+    catalog.finish_upload("ann", upload.id, blobs)
+    # As if the upload had expired before its caller refers to the blob.
+    assert blobs.delete_orphans((), older_than=60) == []
+    path.unlink()
+    with pytest.raises(StateError, match="are gone"):
+        catalog.finish_upload("ann", upload.id, blobs)
+
+
 def test_an_upload_deleted_while_it_is_written_stays_deleted(catalog: Catalog) -> None:
     upload = catalog.create_upload("ann", 10)
     part = catalog.appending("ann", upload.id, 0)
@@ -181,6 +233,17 @@ def test_the_quota_counts_uploads_and_stored_objects(catalog: Catalog) -> None:
         catalog.add_stored("ann", "model", "m", "onnx", None, a_blob(), most_bytes=100)
     catalog.delete_upload("ann", upload.id)
     assert catalog.bytes_stored("ann") == 40
+
+
+def test_bytes_are_not_counted_as_upload_and_as_object(catalog: Catalog, blobs: BlobStore) -> None:
+    for content in (b"a" * 60, b"b" * 40):
+        upload = catalog.create_upload("ann", len(content), most_bytes=100)
+        catalog.append_upload("ann", upload.id, 0, [content])
+        blob = catalog.finish_upload("ann", upload.id, blobs)
+        catalog.add_stored("ann", "model", "m", "onnx", None, blob, most_bytes=100)
+    assert catalog.bytes_stored("ann") == 100
+    with pytest.raises(QuotaError, match="the 100 held"):
+        catalog.add_stored("ann", "model", "again", "onnx", None, blob, most_bytes=100)
 
 
 def test_uploads_that_race_for_the_quota_do_not_pass_it(catalog: Catalog) -> None:

@@ -44,6 +44,12 @@ def test_sqlite_waits_for_the_disk_at_every_commit(sqlite_store: Store) -> None:
         }
 
 
+def test_other_users_of_the_machine_cannot_look_into_a_new_data_folder(tmp_path) -> None:
+    folder = tmp_path / "above" / "data"
+    open_store(Settings(data_dir=folder)).close()
+    assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_transaction_that_fails_writes_nothing_and_lets_the_next_through(store: Store) -> None:
     def fail() -> None:
         with store.database.write() as connection:
