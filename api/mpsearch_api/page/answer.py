@@ -142,7 +142,11 @@ class Answer:
                 step=step,
                 value=min(max(now, low), high),
                 on_change=self._dragged,
-            ).props(f'aria-label="Budget of {self.frontier.resource} in {self.frontier.unit}"')
+            )
+            # Set, not parsed: names of resources come from uploaded tables and may hold anything.
+            self.slider.props["aria-label"] = (
+                f"Budget of {self.frontier.resource} in {self.frontier.unit}"
+            )
 
     async def _other_resource(self, event: ValueChangeEventArguments[str]) -> None:
         try:

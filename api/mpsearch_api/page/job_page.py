@@ -124,8 +124,11 @@ class _Live:
             for resource, least in failure.minimum.items():
                 ui.label(f"least achievable {resource}: {least:.6g}")
             if failure.log_tail:
+                # As text: what `ui.code` shows passes through Markdown, HTML in it included.
                 with ui.expansion("Last lines of its log").classes("w-full"):
-                    ui.code(failure.log_tail, language="text").classes("w-full")
+                    ui.label(failure.log_tail).classes(
+                        "w-full whitespace-pre overflow-x-auto font-mono text-sm"
+                    )
 
     async def _cancel(self) -> None:
         try:

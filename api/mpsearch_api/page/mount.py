@@ -12,6 +12,9 @@ from mpsearch_api.page.session import Door
 
 __all__ = ["add_page"]
 
+KEY_SECONDS = 24 * 3600.0
+"""How long the server remembers the key of a tab, which it is not told the closing of."""
+
 PAGES = ("/", "/new", "/favicon.ico")
 BELOW = ("/jobs/", "/_nicegui/", "/_nicegui_ws/")
 ICON = (
@@ -45,6 +48,7 @@ def add_page(app: FastAPI) -> None:
     Args:
         app: The application with the API's routes.
     """
+    core.app.storage.max_tab_storage_age = KEY_SECONDS
     door = Door(app)
     jobs_page.register(door)
     submit_page.register(door)

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
+from nicegui import Client, ui
 from nicegui import app as page_app
-from nicegui import ui
 
 from mpsearch.client import AsyncClient
 from mpsearch.client.errors import UnauthorizedError
@@ -59,7 +59,8 @@ class Door:
 
     async def _enter(self, show: Show, content: ui.column) -> None:
         key = page_app.storage.tab.get(KEY)
-        client = AsyncClient(BASE, api_key=key, transport=AppTransport(self._app))
+        transport = AppTransport(self._app, _address(ui.context.client))
+        client = AsyncClient(BASE, api_key=key, transport=transport)
         ui.context.client.on_delete(client.close)
         content.clear()
         with content:
@@ -79,7 +80,9 @@ class Door:
 
         with ui.card().classes("w-full max-w-md mx-auto"):
             ui.label("Log in").classes("text-xl").props("role=heading aria-level=2")
-            ui.label("Paste an API key. It stays in this tab until you close it.")
+            ui.label(
+                "Paste an API key. It is remembered for this tab: a day at most, or until Log out."
+            )
             field = ui.input("API key", password=True, password_toggle_button=True)
             field.props("autocomplete=off autofocus").classes("w-full").on("keydown.enter", try_key)
             if refused:
@@ -90,10 +93,17 @@ class Door:
             ui.label("Make one on the server: mpsearch keys create NAME").classes("text-sm")
 
 
+def _address(client: Client) -> tuple[str, int]:
+    """Tell where a visitor is, so that they get the rights and the rate of that place, not ours."""
+    peer = client.request.client
+    return ("", 0) if peer is None else (peer.host, peer.port)
+
+
 def log_out() -> None:
     """Forget the key of this tab and start over."""
-    page_app.storage.tab.pop(KEY, None)
+    # In this order: of a tab that was forgotten already there is nothing to take away.
     ui.navigate.to("/")
+    page_app.storage.tab.pop(KEY, None)
 
 
 def say_error(error: MpsearchError) -> None:
