@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.budgets import Budget, limit_of, parse_budgets
-from mpsearch.conversions import allocate_pairs, bounded_by_sums
+from mpsearch.conversion_frontier import paired_points, with_exact_use
+from mpsearch.conversion_problem import paired_problem
+from mpsearch.conversions import allocate_pairs, bounded_by_sums, without_conversions
 from mpsearch.errors import (
     DependencyError,
     DocumentError,
@@ -92,21 +94,35 @@ def allocate(
     offered = _offered(profile, costs, [b.resource for b in budgets])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
 
-    def solved(prices: Costs, asked: float = gap) -> Solution:
+    def solved(prices: Costs, asked: float | None, seconds: float | None) -> Solution:
         return solve(
             problem_of(profile, prices, limits, monotone, offered),
             method=method,
-            gap=asked,
-            time_limit=time_limit,
+            gap=gap if asked is None else asked,
+            time_limit=seconds,
             seed=seed,
             progress=on_solver_progress,
         )
 
+    def exact(seconds: float) -> Solution:
+        plain = problem_of(profile, without_conversions(costs), limits, monotone, offered)
+        return paired_problem(plain, costs, limits).solve(
+            gap=gap, seconds=seconds, seed=seed, progress=on_solver_progress
+        )
+
+    linear = method in {"auto", "ilp"} and profile.interactions is None
     with translated():
         if set(limits) & set(costs.conversions):
-            solution = allocate_pairs(costs, solved, offered, list(limits))
+            solution = allocate_pairs(
+                costs,
+                solved,
+                offered,
+                list(limits),
+                exact=exact if linear else None,
+                time_limit=time_limit,
+            )
         else:
-            solution = solved(costs)
+            solution = solved(costs, gap, time_limit)
     if solution.status == "unknown" and set(limits) & set(costs.conversions):
         raise UnsolvedError(
             "no allocation within the budgets was found once conversions between unlike "
@@ -137,7 +153,8 @@ def frontier(
         resource: The resource to trade loss against.
         budget: Budgets of other resources, which hold at every point. One of the traced resource
             itself is set aside, since the curve runs over it.
-        points: Thin the curve to about so many points; None: all supported points.
+        points: Thin the curve to about so many points; None: all supported points, or a dozen where
+            conversions between neighbours count, each of which is a solve of its own.
         unsupported: Also find the points between supported ones, one solve each.
         monotone: As in `allocate`.
 
@@ -156,14 +173,23 @@ def frontier(
     budgets = [b for b in parse_budgets(budget) if b.resource != resource] if budget else []
     offered = _offered(profile, costs, [resource, *(b.resource for b in budgets)])
     limits = {b.resource: limit_of(b, costs, offered) for b in budgets}
-    if costs.conversions:
-        # A curve needs sums: those that bound the pairs around the cheapest allocation.
-        table = costs.values.get(resource, next(iter(costs.values.values())))
-        costs = bounded_by_sums(costs, np.argmin(np.where(offered, table, np.inf), axis=1))
-    unlimited = {resource: costs.extreme(resource, offered, least=False)}
-    problem = problem_of(profile, costs, unlimited | limits, monotone, offered)
+    # Conversions included, so that the traced resource is never what limits.
+    extra = math.fsum(pair.cost for pair in costs.conversions.get(resource, ()))
+    reach = {resource: costs.extreme(resource, offered, least=False) + extra} | limits
+    paired = [name for name in reach if name in costs.conversions]
     with translated():
-        solutions = list(solve_frontier(problem, resource, points, unsupported=unsupported))
+        if paired and profile.interactions is None:
+            plain = problem_of(profile, without_conversions(costs), reach, monotone, offered)
+            solutions = paired_points(paired_problem(plain, costs, paired), resource, points)
+        else:
+            # Sums that bound the pairs around the cheapest allocation, none where there are none.
+            table = costs.values[paired[0]] if paired else np.zeros(offered.shape)
+            cheapest = np.argmin(np.where(offered, table, np.inf), axis=1)
+            sums = bounded_by_sums(costs, cheapest)
+            problem = problem_of(profile, sums, reach, monotone, offered)
+            solutions = list(solve_frontier(problem, resource, points, unsupported=unsupported))
+            if paired:
+                solutions = with_exact_use(solutions, costs, resource)
     if solutions and solutions[0].status not in _ANSWERED:
         refuse(solutions[0], budgets, limits, costs, offered)
     uniform = {}
