@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mpsearch.errors import DocumentError
+from mpsearch.errors import DocumentError, InputError
 from mpsearch_api.blobs.port import Blob
 from mpsearch_api.faults import MissingBlobError, TooLargeError
 
@@ -64,7 +64,9 @@ class LocalBlobs:
         # Content that was hashed since this process began, by what tells a file's state.
         self._checked: set[tuple[int, ...]] = set()
 
-    def put(self, chunks: Iterable[bytes], *, most: int | None = None) -> Blob:
+    def put(
+        self, chunks: Iterable[bytes], *, most: int | None = None, sha256: str | None = None
+    ) -> Blob:
         """See `port.BlobStore.put`."""
         partial = self._incoming / secrets.token_hex(16)
         digest = hashlib.sha256()
@@ -80,6 +82,11 @@ class LocalBlobs:
                 file.flush()
                 os.fsync(file.fileno())
             name = digest.hexdigest()
+            if sha256 is not None and sha256 != name:
+                raise InputError(
+                    f"the bytes received have sha256 {name}, announced was {sha256}; send them "
+                    "again"
+                )
             self._publish(partial, name)
         finally:
             partial.unlink(missing_ok=True)

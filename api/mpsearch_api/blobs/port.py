@@ -26,18 +26,22 @@ class Blob:
 class BlobStore(Protocol):
     """Content-addressed storage; what is there is complete, fsynced and never changes."""
 
-    def put(self, chunks: Iterable[bytes], *, most: int | None = None) -> Blob:
+    def put(
+        self, chunks: Iterable[bytes], *, most: int | None = None, sha256: str | None = None
+    ) -> Blob:
         """Store bytes as they come, without holding them in memory.
 
         Args:
             chunks: The content.
             most: Largest size taken, bytes.
+            sha256: What they must hash to, in hex; None: anything.
 
         Returns:
             What was stored.
 
         Raises:
             TooLargeError: There was more than `most`; nothing is kept.
+            InputError: They hash to something else; nothing is kept.
         """
         ...
 

@@ -31,9 +31,11 @@ class RemoteBlobs:
         self._files, self._root = _connect(url)
         self._cache = LocalBlobs(cache)
 
-    def put(self, chunks: Iterable[bytes], *, most: int | None = None) -> Blob:
+    def put(
+        self, chunks: Iterable[bytes], *, most: int | None = None, sha256: str | None = None
+    ) -> Blob:
         """See `port.BlobStore.put`; the hash, and so the name, is known only at the end."""
-        return self._send(self._cache.put(chunks, most=most))
+        return self._send(self._cache.put(chunks, most=most, sha256=sha256))
 
     def put_file(self, path: Path) -> Blob:
         """See `port.BlobStore.put_file`; the file stays where it is."""

@@ -8,7 +8,7 @@ from mpsearch.errors import InputError
 from mpsearch.schemas.uploads import StoredKind
 from mpsearch_api.faults import NotAllowedError
 
-__all__ = ["TAKEN", "check_beginning", "format_of"]
+__all__ = ["START_BYTES", "TAKEN", "check_beginning", "check_start", "format_of"]
 
 TAKEN: dict[StoredKind, tuple[str, ...]] = {
     "model": ("safetensors", "onnx", "pt2"),
@@ -16,6 +16,7 @@ TAKEN: dict[StoredKind, tuple[str, ...]] = {
     "hardware": ("json", "yaml", "csv"),
 }
 _PICKLES = {"pt", "pth", "pkl", "pickle", "bin", "ckpt", "joblib", "npy"}
+START_BYTES = 16
 _ZIP = b"PK\x03\x04"
 
 
@@ -65,14 +66,27 @@ def check_beginning(path: Path, form: str) -> None:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(16)
+        start = file.read(START_BYTES)
+    check_start(start, form)
+    if form == "safetensors" and int.from_bytes(start[:8], "little") > size - 8:
+        raise InputError("the file is no safetensors: its header is cut off")
+
+
+def check_start(start: bytes, form: str) -> None:
+    """Refuse bytes that no file begins with of what it is called.
+
+    Args:
+        start: At least `START_BYTES`, unless the file is shorter.
+        form: One of `TAKEN`.
+
+    Raises:
+        InputError: It is something else.
+    """
     if not start:
         raise InputError("the file is empty")
     if form in {"npz", "zip", "pt2"} and not start.startswith(_ZIP):
         raise InputError(f"the file is no {form}: it does not begin as a ZIP archive does")
-    if form == "safetensors":
-        header = int.from_bytes(start[:8], "little")
-        if len(start) < 9 or start[8:9] != b"{" or header > size - 8:
-            raise InputError("the file is no safetensors: it has no header")
+    if form == "safetensors" and start[8:9] != b"{":
+        raise InputError("the file is no safetensors: it has no header")
     if form == "onnx" and start.startswith((_ZIP, b"\x80")):
         raise InputError("the file is no ONNX model; it looks like a torch or pickle file")

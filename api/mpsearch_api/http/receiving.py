@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
 import anyio.from_thread
 from fastapi import Request
@@ -110,13 +110,17 @@ def check_digest(announced: str | None, found: str) -> None:
         )
 
 
-async def received_blob(request: Request, service: Service, most: int) -> Blob:
-    """Store a body as a blob while it comes.
+async def received_blob(
+    request: Request, service: Service, tenant: str, most: int, check: Callable[[bytes], None]
+) -> Blob:
+    """Store a body as a blob while it comes; what is refused leaves nothing behind.
 
     Args:
         request: The request.
         service: Has the blob store.
+        tenant: Whose it is; few of one tenant may come at once.
         most: Largest size taken, bytes.
+        check: Refuses content by how it begins.
 
     Returns:
         The blob, whose hash is the one announced.
@@ -129,15 +133,17 @@ async def received_blob(request: Request, service: Service, most: int) -> Blob:
         raise HTTPException(413, f"a body of {announced[:18]} bytes; at most {most:,} are taken")
     digest = announced_digest(request)
     parts = chunks_of(request)
+    first = await anext(parts, b"")
+    check(first)
 
     def pulled() -> Iterator[bytes]:
         # The store pulls from its thread; each part is awaited on the event loop.
+        yield first
         while (part := anyio.from_thread.run(_next, parts)) is not None:
             yield part
 
-    blob = await service.transfer(lambda: service.blobs.put(pulled(), most=most))
-    check_digest(digest, blob.sha256)
-    return blob
+    with service.receiving(tenant):
+        return await service.transfer(lambda: service.blobs.put(pulled(), most=most, sha256=digest))
 
 
 async def _next(parts: AsyncIterator[bytes]) -> bytes | None:

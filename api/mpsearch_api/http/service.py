@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from mpsearch_api.blobs.port import BlobStore
+from mpsearch_api.faults import QuotaError
 from mpsearch_api.http.catalogue import Catalogue
 from mpsearch_api.http.metrics import Metrics
 from mpsearch_api.settings import Settings
@@ -26,6 +28,7 @@ Result = TypeVar("Result")
 THREADS = 16
 WRITERS = 64
 TRANSFERS = 64
+TRANSFERS_OF_ONE = 16
 
 
 class Service:
@@ -59,6 +62,7 @@ class Service:
         self._threads = anyio.CapacityLimiter(THREADS)
         self._writers = anyio.CapacityLimiter(WRITERS)
         self._transfers = anyio.CapacityLimiter(TRANSFERS)
+        self._receiving: Counter[str] = Counter()
         self._closing: asyncio.Event | None = None
 
     @asynccontextmanager
@@ -117,6 +121,33 @@ class Service:
         """
         waits = functools.partial(function, *args, **kwargs)
         return await anyio.to_thread.run_sync(waits, limiter=self._writers)
+
+    @contextmanager
+    def receiving(self, tenant: str) -> Iterator[None]:
+        """Hold one of the few places that a tenant has for bodies on their way in.
+
+        Args:
+            tenant: Whose.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            QuotaError: All are taken: slow senders must not take the places of others.
+        """
+        if self._receiving[tenant] >= TRANSFERS_OF_ONE:
+            raise QuotaError(
+                f"{TRANSFERS_OF_ONE} files are being sent already; wait for one to end, or send "
+                "parts to /v1/uploads",
+                retry_after=5.0,
+            )
+        self._receiving[tenant] += 1
+        try:
+            yield
+        finally:
+            self._receiving[tenant] -= 1
+            if not self._receiving[tenant]:
+                del self._receiving[tenant]
 
     async def transfer(self, function: Callable[[], Result]) -> Result:
         """Call what reads a request's body, and so waits for the network, in other threads.

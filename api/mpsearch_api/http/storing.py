@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import Query, Request, Response
@@ -14,7 +15,7 @@ from mpsearch.schemas.uploads import Stored, StoredKind
 from mpsearch_api.blobs.port import Blob
 from mpsearch_api.http.access import missing, view
 from mpsearch_api.http.bodies import parsed_body
-from mpsearch_api.http.formats import check_beginning, format_of
+from mpsearch_api.http.formats import check_beginning, check_start, format_of
 from mpsearch_api.http.receiving import received_blob
 from mpsearch_api.http.service import Service
 from mpsearch_api.store.ids import is_id
@@ -118,7 +119,9 @@ async def stored_from(
     trusted = "trusted" in caller.scopes
     form = format_of(kind, wanted.name, wanted.format, trusted=trusted)
     if wanted.upload == "-":
-        blob = await received_blob(request, service, await _room(service, caller.tenant))
+        most = await _room(service, caller.tenant)
+        check = partial(check_start, form=form)
+        blob = await received_blob(request, service, caller.tenant, most, check)
     else:
         blob = await _uploaded(service, caller.tenant, wanted.upload)
     path = await service.call(service.blobs.local_path, blob.sha256)

@@ -101,6 +101,16 @@ def test_too_much_is_refused_and_leaves_nothing(blobs: BlobStore, settings: Sett
     assert blobs.put([b"x" * 5000], most=5000).size == 5000
 
 
+def test_other_content_than_expected_is_refused_and_leaves_nothing(
+    blobs: BlobStore, settings: Settings
+) -> None:
+    assert blobs.put([CONTENT], sha256=NAME).sha256 == NAME
+    before = all_files(settings.data_dir.parent)
+    with pytest.raises(InputError, match=NAME):
+        blobs.put([b"other"], sha256=NAME)
+    assert all_files(settings.data_dir.parent) == before
+
+
 def test_a_body_that_breaks_off_leaves_nothing(blobs: BlobStore, settings: Settings) -> None:
     def broken() -> Iterator[bytes]:
         yield CONTENT

@@ -7,12 +7,14 @@ import hashlib
 import itertools
 import os
 import tracemalloc
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mpsearch_api.http.service import TRANSFERS_OF_ONE
 from tests.mpsearch_api.http.running import MakeSite, Site
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -61,6 +63,41 @@ def test_a_part_at_the_wrong_place_is_told_the_right_one(site: Site) -> None:
         answer = send(site, upload, offset, bytes(10))
         assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "40")
     assert site.client.head(f"/v1/uploads/{upload}").headers["Upload-Offset"] == "40"
+
+
+def test_a_part_that_overtakes_an_earlier_try_is_told_where_to_go_on(site: Site) -> None:
+    upload = announce(site, bytes(100))
+    send(site, upload, 0, bytes(40))
+    with site.store.catalog.appending("local", upload, 40):
+        answer = send(site, upload, 40, bytes(10))
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "40")
+    assert "another request" in answer.json()["detail"]
+    assert send(site, upload, 40, bytes(60)).status_code == 204
+
+
+def test_refused_bodies_leave_no_bytes_behind(site: Site) -> None:
+    for name, content, header in (
+        ("a.onnx", b"\x80\x04pickle" * 1000, {}),
+        ("a.onnx", b"graph" * 1000, {"X-Content-SHA256": "0" * 64}),
+    ):
+        answer = site.client.post(
+            f"/v1/models?name={name}", content=content, headers=OCTETS | header
+        )
+        assert answer.status_code == 422, answer.text
+    blobs = site.service.settings.data_dir / "blobs"
+    assert not [path for path in blobs.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_one_tenant_does_not_take_all_the_places_for_bodies(site: Site) -> None:
+    path = "/v1/datasets?name=a.txt"
+    with ExitStack() as held:
+        for _ in range(TRANSFERS_OF_ONE):
+            held.enter_context(site.service.receiving("local"))
+        refused = site.client.post(path, content=b"text", headers=OCTETS)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+        with site.service.receiving("other"):
+            pass
+    assert site.client.post(path, content=b"text", headers=OCTETS).status_code == 201
 
 
 def test_more_than_was_announced_is_refused_and_the_rest_kept(site: Site) -> None:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mpsearch.schemas.uploads import Upload
+from mpsearch_api.faults import StateError
 from mpsearch_api.http.access import Reader, TheService, Writer, missing, view
 from mpsearch_api.http.bodies import StrictRoute
 from mpsearch_api.http.documented import COMMON, answers
@@ -134,7 +135,14 @@ async def send_part(
         raise missing("upload", upload_id)
     if found.complete or found.offset != upload_offset:
         return _elsewhere(request, found)
-    part = await service.call(catalog.appending, tenant, upload_id, upload_offset)
+    try:
+        part = await service.call(catalog.appending, tenant, upload_id, upload_offset)
+    except StateError as error:
+        # Such as an earlier try of the same part that is still on its way.
+        found = await service.call(catalog.get_upload, tenant, upload_id)
+        if found is None:
+            raise missing("upload", upload_id) from error
+        return _elsewhere(request, found, str(error))
     try:
         await _written(request, service, part)
     finally:
@@ -187,9 +195,9 @@ async def _finished(service: Service, tenant: str | None, upload: Upload) -> Upl
     return await service.call(catalog.get_upload, tenant, upload.id) or upload
 
 
-def _elsewhere(request: Request, upload: Upload) -> Response:
-    detail = f"upload {upload.id} goes on at {upload.offset}"
-    if upload.complete:
+def _elsewhere(request: Request, upload: Upload, why: str | None = None) -> Response:
+    detail = why or f"upload {upload.id} goes on at {upload.offset}"
+    if why is None and upload.complete:
         detail = f"upload {upload.id} is complete"
     found = located(problem(409, detail, title="Not at this offset"), request)
     return ProblemResponse(found, {"Upload-Offset": str(upload.offset)})
