@@ -132,13 +132,13 @@ def memory_of(request: JobRequest, settings: Settings) -> int:
     factor = UNITS["B"].get(amount.unit or "B")
     if amount.kind != "absolute" or factor is None:
         raise InputError(f"execution.memory {asked!r}: write an amount such as 4GiB")
-    size = int(amount.amount * factor)
+    size = amount.amount * factor
     if not 64 * MIB <= size <= settings.worker_memory:
         raise InputError(
             f"execution.memory {asked} is not within 64 MiB and the "
             f"{settings.worker_memory / MIB:g} MiB that this service gives"
         )
-    return size
+    return int(size)
 
 
 def seconds_of(request: JobRequest, settings: Settings) -> float:

@@ -115,6 +115,8 @@ class Dispatcher:
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._tidying: Future[None] | None = None
         self._asked = self._tidied = self._written = float("-inf")
+        # Before the heartbeat, which writes the same file from its thread.
+        self._folder.tell(self._not_ready, 0)
         self._heartbeat = Heartbeat(
             store.jobs,
             lambda: self._held,
@@ -122,7 +124,6 @@ class Dispatcher:
             interval=settings.heartbeat,
             tell=lambda: self._folder.tell(self._not_ready, len(self._held)),
         )
-        self._folder.tell(self._not_ready, 0)
         log.info("dispatcher_started", dispatcher=self.name, swept=swept)
 
     def run(self, stopped: threading.Event) -> None:
@@ -142,7 +143,7 @@ class Dispatcher:
         for claim in self._heartbeat.lost():
             self._drop(claim)
         for attempt in list(self._attempts.values()):
-            self._look_after(attempt)
+            self._guarded(attempt, self._look_after)
         now = time.monotonic()
         if now - self._asked >= self._settings.poll:
             self._asked = now
@@ -177,7 +178,7 @@ class Dispatcher:
             for claim in lost or ():
                 self._drop(claim)
         for attempt in list(self._attempts.values()):
-            self._tell(attempt)
+            self._guarded(attempt, self._tell)
         self._not_ready = self._executor.ready()
         if self._not_ready is None:
             while len(self._attempts) < self._settings.workers and self._take():
@@ -204,7 +205,24 @@ class Dispatcher:
             attempt.run = self._executor.start(assignment)
         except (MpsearchError, OSError) as error:
             self._publish(attempt, Ended(failure=failure_of(error)))
+        except Exception as error:  # noqa: BLE001 - as in _guarded
+            self._break_off(attempt, error)
         return True
+
+    def _guarded(self, attempt: _Attempt, look: Callable[[_Attempt], None]) -> None:
+        """Let what nobody foresaw about one job fail that job, and not the others."""
+        try:
+            look(attempt)
+        except Exception as error:  # noqa: BLE001 - it is told as the reason of the failure
+            self._break_off(attempt, error)
+
+    def _break_off(self, attempt: _Attempt, error: Exception) -> None:
+        log.error("attempt_broke_off", job=attempt.claim.job, exc_info=error)
+        attempt.untold = []
+        if attempt.publishing is None:
+            self._publish(attempt, Ended(failure=failure_of(error)))
+        else:
+            self._forget(attempt)
 
     def _look_after(self, attempt: _Attempt) -> None:
         if attempt.publishing is not None:
@@ -270,6 +288,7 @@ class Dispatcher:
             return
         if error is not None and ended.produced:
             log.error("results_not_published", job=claim.job, exc_info=error)
+            attempt.untold = []
             self._publish(attempt, Ended(failure=failure_of(error)))
             return
         if error is None and publishing.result():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -20,6 +21,16 @@ __all__ = ["ended_of", "log_tail"]
 TAIL_BYTES = 4096
 LONGEST_LOG = 4 * 2**20
 LONGEST_OUTCOME = 2**20
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+MEDIA_TYPES = {
+    "application/json",
+    "application/octet-stream",
+    "image/png",
+    "text/csv; charset=utf-8",
+    "text/html; charset=utf-8",
+    "text/plain",
+    "text/plain; charset=utf-8",
+}
 
 
 def ended_of(assignment: Assignment, limits: Limits, ending: Ending | None) -> Ended:
@@ -144,12 +155,14 @@ def _outcome(folder: Path) -> Outcome | None:
 
 
 def _produced(folder: Path, outcome: Outcome) -> list[Produced]:
-    """List the files made; a name that leads out of the job's folder is no file of the job."""
+    """List the files made; name and type end in paths and headers, so both must be plain."""
     made = folder / MADE
     return [
         Produced(file.name, made / file.name, file.media_type)
         for file in outcome.made
-        if Path(file.name).name == file.name and _is_own_file(made / file.name)
+        if NAME.fullmatch(file.name)
+        and file.media_type in MEDIA_TYPES
+        and _is_own_file(made / file.name)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from mpsearch.progress import Progress
 from mpsearch.schemas.jobs import STAGES, Stage
+from mpsearch_api.store.history import update_event
 from mpsearch_api.store.port import Update
 
 __all__ = ["Tell", "Teller", "UpdateReader", "pack_update"]
 
 Tell = Callable[[Update], None]
+Figure = str | int | float | bool | None
 
 INTERVAL = 0.2
 """Seconds between progress reports of one stage."""
@@ -69,9 +72,8 @@ class UpdateReader:
             self.refused += 1
         found: list[Update] = []
         for line in filter(None, lines):
-            try:
-                update = _UPDATE.validate_json(line)
-            except ValidationError:
+            update = _checked(line)
+            if update is None:
                 self.refused += 1
                 continue
             if update.kind != "progress":
@@ -83,6 +85,28 @@ class UpdateReader:
                 found.pop()
             found.append(update)
         return found
+
+
+def _checked(line: bytes) -> Update | None:
+    """Read a line; None where it is no update, or one that no event could tell."""
+    try:
+        update = _UPDATE.validate_json(line)
+        told = replace(
+            update,
+            message=update.message[:_LONGEST_TEXT],
+            data={name[:_LONGEST_TEXT]: _told(figure) for name, figure in update.data.items()},
+        )
+        update_event(1, 0.0, 1, told)
+    except ValidationError:
+        return None
+    return told
+
+
+def _told(figure: Figure) -> Figure:
+    """Cut a long text; a loss that is infinite or not a number is one that is not known."""
+    if isinstance(figure, float) and not math.isfinite(figure):
+        return None
+    return figure[:_LONGEST_TEXT] if isinstance(figure, str) else figure
 
 
 def _replaces(update: Update, last: Update) -> bool:

@@ -171,6 +171,18 @@ def job_babble(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Ma
     return []
 
 
+def job_nonsense(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Made]:
+    """Tell what no event can tell, and name files as no header can."""
+    tell(Update("progress", "profile", 2.0))
+    tell(Update("progress", "profile", float("nan")))
+    tell(Update("partial", "profile", data={"loss": float("inf"), "words": "x" * 5000}))
+    made = _made(assignment, "answer.txt", "here")
+    for name in ('a".txt', "a\r\nset-cookie: b", "schön.txt"):
+        made += _made(assignment, name, "never published")
+    (assignment.folder / MADE / "typed.txt").write_text("never published")
+    return [*made, Made(name="typed.txt", media_type="text/html\r\nset-cookie: b")]
+
+
 def job_link(assignment: Assignment, tell: Tell, argument: str) -> Sequence[Made]:
     (assignment.folder / MADE / "answer.txt").symlink_to("/etc/passwd")
     return [

@@ -106,6 +106,7 @@ def test_a_failed_job_keeps_its_reason_and_its_log(bench: Bench) -> None:
         ({"execution": Execution(memory="1TB")}, "execution.memory"),
         ({"execution": Execution(memory="1 parsec")}, "execution.memory"),
         ({"execution": Execution(memory="25%")}, "execution.memory"),
+        ({"execution": Execution(memory="1e308GiB")}, "execution.memory"),
         ({"execution": Execution(time_limit=1e6)}, "execution.time_limit"),
         ({"hardware": "/etc/passwd"}, "unknown hardware"),
         ({"hardware": "hw_00000000000000000000000000"}, "unknown hardware"),
@@ -117,6 +118,37 @@ def test_a_job_that_cannot_be_assigned_fails_as_bad_input(bench: Bench, fields, 
     failed = bench.ended(bench.submit("quick", **fields))
     assert failed.failure.kind == "bad_input"
     assert said in failed.failure.message
+
+
+def test_what_a_job_tells_and_names_is_checked(bench: Bench) -> None:
+    job = bench.submit("nonsense")
+    ended = bench.ended(job)
+    assert ended.status == "succeeded"
+    assert [each.name for each in ended.artifacts] == ["answer.txt", "log.txt"]
+    events = bench.store.jobs.events("t", job)
+    assert not [event for event in events if event.kind == "progress"]
+    (partial,) = [event for event in events if event.kind == "partial"]
+    assert partial.data == {"loss": None, "words": "x" * 500}
+
+
+@pytest.mark.parametrize("method", ["updates", "ended"])
+def test_what_nobody_foresaw_about_one_job_fails_that_job_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    bench.dispatcher._settings = bench.settings.model_copy(update={"workers": 2})
+    broken, other = bench.submit("sleep"), bench.submit("quick 0.5")
+    bench.until(lambda: len(bench.dispatcher._attempts) == 2)
+    run = bench.dispatcher._attempts[broken, 1].run
+
+    def surprised() -> object:
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setattr(run, method, surprised)
+    failed = bench.ended(broken)
+    assert (failed.status, failed.failure.kind) == ("failed", "internal")
+    assert bench.ended(other).status == "succeeded"
+    assert bench.job(other).attempt == 1
+    bench.until(lambda: not bench.folders())
 
 
 def test_a_cancelled_job_is_killed_and_its_folder_removed(bench: Bench) -> None:

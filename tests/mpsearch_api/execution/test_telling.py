@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsearch.progress import Progress
+from mpsearch.schemas.jobs import Event
 from mpsearch_api.execution.telling import INTERVAL, Teller, UpdateReader, pack_update
+from mpsearch_api.store.history import update_event
 from mpsearch_api.store.port import Update
 
 
@@ -113,3 +115,18 @@ def test_a_line_without_end_is_dropped_and_endless_talk_is_cut_off() -> None:
 def test_long_messages_are_cut() -> None:
     (found,) = UpdateReader().read(pack_update(Update("message", "load", message="x" * 10_000)))
     assert len(found.message) == 500
+
+
+@settings(deadline=None)
+@given(
+    progress=st.none() | st.floats(),
+    eta=st.none() | st.floats(),
+    data=st.dictionaries(
+        st.text(), st.none() | st.floats() | st.integers() | st.text(), max_size=3
+    ),
+)
+def test_whatever_passes_can_be_told_by_an_event(progress, eta, data) -> None:
+    told = Update("partial", "solve", progress, eta_seconds=eta, data=data)
+    for update in UpdateReader().read(pack_update(told)):
+        event = update_event(1, 0.0, 1, update)
+        assert Event.model_validate_json(event.model_dump_json()) == event
