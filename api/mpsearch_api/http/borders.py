@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mpsearch_api.http.problems import ProblemResponse, problem
 
-__all__ = ["Borders", "host_name", "is_loopback"]
+__all__ = ["Borders", "host_name", "is_local", "is_loopback"]
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -32,6 +33,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def is_local(client: str, headers: Headers) -> bool:
+    """Tell whether somebody on this machine asks, and no proxy here on behalf of somebody else.
+
+    Args:
+        client: Address that the request came from.
+        headers: Of the request.
+
+    Returns:
+        Whether it is.
+    """
+    return is_loopback(client) and not any(name in headers for name in _FORWARDED)
 
 
 def host_name(header: str) -> str | None:

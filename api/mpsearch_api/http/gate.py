@@ -9,7 +9,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mpsearch.errors import InputError, MpsearchError
 from mpsearch.schemas.problems import Problem
-from mpsearch_api.http.borders import is_loopback
+from mpsearch_api import logs
+from mpsearch_api.faults import UnavailableError
+from mpsearch_api.http.borders import is_local, is_loopback
 from mpsearch_api.http.problems import ProblemResponse, problem, problem_of
 from mpsearch_api.http.rates import RateLimit
 from mpsearch_api.http.service import Service
@@ -57,6 +59,7 @@ class Gate:
         self._rates = RateLimit(service.settings.requests_per_minute)
         self._failures = RateLimit(service.settings.requests_per_minute)
         self._open_until = 0.0
+        self._log = logs.get("gate")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
@@ -65,6 +68,12 @@ class Gate:
             return
         try:
             refusal = await self._admit(scope)
+        except UnavailableError as error:
+            # Where the database is and who asks it is nothing for strangers.
+            self._log.warning("no key can be checked", reason=str(error))
+            refusal = problem_of(
+                UnavailableError("the database does not answer; try again shortly")
+            )
         except MpsearchError as error:
             refusal = problem_of(error)
         if refusal is None:
@@ -83,7 +92,7 @@ class Gate:
             if len(given) == 1 and scheme.lower() == "bearer":
                 principal = await self._service.call(self._service.store.keys.check, token.strip())
             complaint = "the API key is unknown, expired or revoked"
-        elif await self._is_open(client):
+        elif await self._is_open(client, Headers(scope=scope)):
             principal = LOCAL
         else:
             complaint = "give an API key: Authorization: Bearer mps_…"
@@ -100,11 +109,11 @@ class Gate:
         scope["state"]["principal"] = principal
         return None
 
-    async def _is_open(self, client: str) -> bool:
+    async def _is_open(self, client: str, headers: Headers) -> bool:
         settings = self._service.settings
         if settings.open_mode is False or not is_loopback(self._service.host):
             return False
-        if not is_loopback(client):
+        if not is_local(client, headers):
             return False
         if settings.open_mode:
             return True

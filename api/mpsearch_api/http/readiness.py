@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
 from mpsearch.errors import MpsearchError
 from mpsearch_api.execution.folders import dispatchers
-from mpsearch_api.http.service import Service
 
-__all__ = ["find_faults"]
+if TYPE_CHECKING:
+    from mpsearch_api.http.service import Service
+
+__all__ = ["Writable", "find_faults"]
 
 HEARD_LEASES = 3
+WRITTEN_SECONDS = 1.0
+"""How long it is believed that database and blob store can be written; anyone may ask."""
 
 
 async def find_faults(service: Service) -> dict[str, str]:
@@ -25,12 +31,39 @@ async def find_faults(service: Service) -> dict[str, str]:
         Part -> what is wrong with it; empty when jobs would be taken and run.
     """
     found = {
-        "database": await service.call(_database, service),
-        "blobs": await service.call(_blobs, service),
+        **await service.writable.faults(service),
         "dispatcher": await service.call(_dispatcher, service),
         "catalogue": service.catalogue.reason(),
     }
     return {part: reason for part, reason in found.items() if reason is not None}
+
+
+class Writable:
+    """Whether database and blob store can be written, tried at most once in a while."""
+
+    def __init__(self) -> None:
+        """Begin without having tried."""
+        self._lock = asyncio.Lock()
+        self._tried = float("-inf")
+        self._found: dict[str, str | None] = {}
+
+    async def faults(self, service: Service) -> dict[str, str | None]:
+        """Try to write, or say how that went a moment ago.
+
+        Args:
+            service: Where.
+
+        Returns:
+            Part -> what is wrong with it, or None.
+        """
+        async with self._lock:
+            if time.monotonic() - self._tried >= WRITTEN_SECONDS:
+                self._found = {
+                    "database": await service.call(_database, service),
+                    "blobs": await service.call(_blobs, service),
+                }
+                self._tried = time.monotonic()
+            return self._found
 
 
 def _database(service: Service) -> str | None:

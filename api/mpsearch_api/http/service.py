@@ -16,6 +16,7 @@ from mpsearch_api.blobs.port import BlobStore
 from mpsearch_api.faults import QuotaError
 from mpsearch_api.http.catalogue import Catalogue
 from mpsearch_api.http.metrics import Metrics
+from mpsearch_api.http.readiness import Writable
 from mpsearch_api.settings import Settings
 from mpsearch_api.solving.pool import SolvePool
 from mpsearch_api.store import Store
@@ -59,6 +60,7 @@ class Service:
         self.metrics = Metrics(settings.data_dir)
         self.catalogue = catalogue or Catalogue(kept=settings.data_dir / "catalogue.json")
         self.solver = SolvePool(settings.solve_processes, seconds=settings.solve_seconds)
+        self.writable = Writable()
         self._threads = anyio.CapacityLimiter(THREADS)
         self._writers = anyio.CapacityLimiter(WRITERS)
         self._transfers = anyio.CapacityLimiter(TRANSFERS)

@@ -13,6 +13,7 @@ from mpsearch.client import AsyncClient
 from mpsearch.client.errors import UnauthorizedError
 from mpsearch.client.in_process import AppTransport
 from mpsearch.errors import MpsearchError
+from mpsearch_api.http.borders import is_local, is_loopback
 
 __all__ = ["Door", "Visit", "say_error"]
 
@@ -96,7 +97,11 @@ class Door:
 def _address(client: Client) -> tuple[str, int]:
     """Tell where a visitor is, so that they get the rights and the rate of that place, not ours."""
     peer = client.request.client
-    return ("", 0) if peer is None else (peer.host, peer.port)
+    if peer is None:
+        return "", 0
+    if is_loopback(peer.host) and not is_local(peer.host, client.request.headers):
+        return "", 0  # a proxy on this machine, for somebody who may be anywhere
+    return peer.host, peer.port
 
 
 def log_out() -> None:

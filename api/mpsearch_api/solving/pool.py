@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["BusyError", "SolvePool", "SolveTimeoutError", "WorkerDiedError"]
 TASKS_PER_WORKER = 500
 START_SECONDS = 60.0
 MOST_WAITING = 64
+MOST_OF_ONE = 16
 MIB = 2**20
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TZ", "HOME")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -68,8 +70,9 @@ class _Worker:
 class SolvePool:
     """Some solving processes, started on entering and ended on leaving the context.
 
-    A task gets a process for itself. When its seconds are over, or its caller is gone, the process
-    is killed, since nothing else is sure to stop a solver; another one takes its place.
+    A task gets a process for itself. When its seconds are over, or it is cancelled, the process is
+    killed, since nothing else is sure to stop a solver; another one takes its place. Of those who
+    wait, tenants take turns.
     """
 
     def __init__(
@@ -87,10 +90,11 @@ class SolvePool:
         self._count = processes
         self._memory = memory
         self._niceness = niceness
-        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._idle: list[_Worker] = []
+        # Tenants in the order of their turns, each with the tasks that wait, oldest first.
+        self._waiting: OrderedDict[str, deque[asyncio.Future[_Worker]]] = OrderedDict()
         self._alive: set[_Worker] = set()
         self._starting: set[asyncio.Task[None]] = set()
-        self._waiting = 0
         self._closed = False
 
     async def __aenter__(self) -> SolvePool:
@@ -113,12 +117,13 @@ class SolvePool:
         """Ids of the processes that are alive."""
         return sorted(worker.process.pid for worker in self._alive)
 
-    async def run(self, task: dict[str, Any], body: bytes = b"") -> bytes:
+    async def run(self, task: dict[str, Any], body: bytes = b"", *, tenant: str = "") -> bytes:
         """Have a task done.
 
         Args:
             task: As the worker knows it.
             body: What goes with it.
+            tenant: For whom.
 
         Returns:
             The answer.
@@ -129,7 +134,7 @@ class SolvePool:
             WorkerDiedError: The process died.
             refusal: What the task itself raised.
         """
-        worker = await self._next()
+        worker = await self._next(tenant)
         kept = False
         try:
             async with asyncio.timeout(self.seconds):
@@ -148,7 +153,7 @@ class SolvePool:
             ) from error
         finally:
             if kept and worker.tasks < TASKS_PER_WORKER:
-                self._idle.put_nowait(worker)
+                self._offer(worker)
             else:
                 await self._replace(worker)
         if not answer["ok"]:
@@ -156,17 +161,50 @@ class SolvePool:
             raise refusal
         return content
 
-    async def _next(self) -> _Worker:
-        if self._waiting >= MOST_WAITING:
-            raise BusyError(f"{self._waiting} problems are waiting for a solver; try again")
-        self._waiting += 1
+    async def _next(self, tenant: str) -> _Worker:
+        if self._idle:
+            return self._idle.pop()
+        waiting = sum(map(len, self._waiting.values()))
+        of_one = len(self._waiting.get(tenant, ()))
+        if waiting >= MOST_WAITING or of_one >= MOST_OF_ONE:
+            raise BusyError(
+                f"{waiting} problems are waiting for a solver, {of_one} of them yours; try again"
+            )
+        place: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(place)
         try:
             async with asyncio.timeout(max(self.seconds, START_SECONDS)):
-                return await self._idle.get()
+                return await self._given(place)
         except TimeoutError:
             raise BusyError("every solver is at work; try again") from None
         finally:
-            self._waiting -= 1
+            self._leave(tenant, place)
+
+    async def _given(self, place: asyncio.Future[_Worker]) -> _Worker:
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._offer(place.result())  # it came the moment that nobody wanted it any more
+            raise
+
+    def _leave(self, tenant: str, place: asyncio.Future[_Worker]) -> None:
+        queue = self._waiting.get(tenant, deque())
+        if place in queue:
+            queue.remove(place)
+        if not queue:
+            self._waiting.pop(tenant, None)
+
+    def _offer(self, worker: _Worker) -> None:
+        """Give a worker to the oldest task of the tenant whose turn it is, or let it wait."""
+        for tenant, queue in list(self._waiting.items()):
+            self._waiting.move_to_end(tenant)
+            while queue:
+                place = queue.popleft()
+                if not place.done():
+                    place.set_result(worker)
+                    return
+        self._idle.append(worker)
 
     async def _replace(self, worker: _Worker) -> None:
         self._alive.discard(worker)
@@ -207,7 +245,7 @@ class SolvePool:
                 continue
             if self._niceness:
                 os.setpriority(os.PRIO_PROCESS, process.pid, self._niceness)
-            self._idle.put_nowait(worker)
+            self._offer(worker)
             return
 
 

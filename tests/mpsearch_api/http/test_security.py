@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpsearch.errors import InputError
+from mpsearch_api.faults import UnavailableError
 from mpsearch_api.http import create_app
 from mpsearch_api.http.borders import host_name, is_loopback
 from mpsearch_api.http.rates import RateLimit
@@ -166,6 +167,46 @@ def test_open_mode_lets_nobody_in_from_elsewhere(make_site: MakeSite) -> None:
         assert gate.get("/v1/jobs").status_code == 401
         assert gate.get("/metrics").status_code == 401
         assert gate.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"]
+)
+def test_a_proxy_on_this_machine_opens_nothing_to_others(site: Site, header: str) -> None:
+    assert site.client.get("/v1/jobs").status_code == 200
+    forwarded = {header: "for=127.0.0.1"}
+    assert site.client.get("/v1/jobs", headers=forwarded).status_code == 401
+    assert site.client.get("/metrics", headers=forwarded).status_code == 401
+    key = site.key("admin")
+    assert site.client.get("/v1/jobs", headers=forwarded | key).status_code == 200
+    assert site.client.get("/metrics", headers=forwarded | key).status_code == 200
+
+
+def test_strangers_are_not_told_where_the_database_is(site: Site, monkeypatch) -> None:
+    def down(*_: object) -> None:
+        raise UnavailableError("connection to server at 10.0.0.5 failed for user mp")
+
+    monkeypatch.setattr(type(site.store.database), "write", down)
+    monkeypatch.setattr(type(site.store.keys), "check", down)
+    site.client._transport.client = ("192.0.2.7", 50_000)
+    ready = site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["faults"]["database"]) == (503, "not ready")
+    answer = site.client.get("/v1/jobs", headers={"Authorization": "Bearer mps_x"})
+    assert answer.status_code == 503
+    assert "10.0.0.5" not in answer.text + ready.text
+    assert "10.0.0.5" in site.log.getvalue()
+
+
+def test_asking_for_readiness_again_and_again_writes_once(site: Site, monkeypatch) -> None:
+    monkeypatch.setattr("mpsearch_api.http.readiness.WRITTEN_SECONDS", 3600.0)
+    written: list[int] = []
+    put = type(site.blobs).put
+    monkeypatch.setattr(
+        type(site.blobs), "put", lambda *a, **k: (written.append(1), put(*a, **k))[1]
+    )
+    for _ in range(5):
+        site.client.get("/readyz")
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])

@@ -18,8 +18,9 @@ from mpsearch_api.page.session import _address
 HOSTILE = 'a" :title="alert(1)" innerHTML="<img src=x onerror=alert(2)>" b="'
 
 
-def a_visitor(peer: tuple[str, int] | None) -> Client:
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": peer}
+def a_visitor(peer: tuple[str, int] | None, **headers: str) -> Client:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": raw, "client": peer}
     return Client(page("/anything"), request=Request(scope))
 
 
@@ -69,3 +70,8 @@ def test_a_visitor_of_the_page_has_the_rights_of_their_own_address(
     peer: tuple[str, int] | None, address: tuple[str, int]
 ) -> None:
     assert _address(a_visitor(peer)) == address
+
+
+def test_a_visitor_through_a_proxy_of_this_machine_is_not_of_this_machine() -> None:
+    visitor = a_visitor(("127.0.0.1", 1), x_forwarded_for="203.0.113.9")
+    assert _address(visitor) == ("", 0)

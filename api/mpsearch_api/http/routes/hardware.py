@@ -71,7 +71,8 @@ async def store_hardware(
     form = TABLE_TYPES[kind]
     digest = announced_digest(request)
     body = await limited_body(request, service.settings.body_bytes)
-    await service.solver.run({"task": "hardware", "format": form}, body)
+    task = {"task": "hardware", "format": form}
+    await service.solver.run(task, body, tenant=caller.tenant)
     blob = await service.write(service.blobs.put, [body])
     check_digest(digest, blob.sha256)
     wanted = FromUpload(upload="-", name=name or f"table.{form}", format=form)

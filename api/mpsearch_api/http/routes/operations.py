@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from mpsearch_api.http.access import TheService
-from mpsearch_api.http.borders import is_loopback
+from mpsearch_api.http.borders import is_local
 from mpsearch_api.http.documented import Answers, answers
 from mpsearch_api.http.metrics import CONTENT_TYPE
 from mpsearch_api.http.readiness import find_faults
@@ -46,9 +46,13 @@ _NOT_READY: Answers = {503: {"model": Readiness, "description": "A part is not r
     summary="Ready for jobs?",
     responses=_NOT_READY,
 )
-async def readyz(service: TheService) -> Response:
+async def readyz(request: Request, service: TheService) -> Response:
     """Say whether database and blob store can be written and a dispatcher runs jobs."""
     faults = await find_faults(service)
+    client = request.client.host if request.client else ""
+    if not is_local(client, request.headers):
+        # Reasons name addresses and paths; strangers are told the parts alone.
+        faults = dict.fromkeys(faults, "not ready")
     found = Readiness(status="not ready" if faults else "ready", faults=faults)
     status = 503 if faults else 200
     return Response(found.model_dump_json(), status, media_type="application/json")
@@ -70,7 +74,7 @@ async def readyz(service: TheService) -> Response:
 async def metrics(request: Request, service: TheService) -> Response:
     """Give counters; to this machine, and to others with an administrator's key."""
     client = request.client.host if request.client else ""
-    if not is_loopback(client):
+    if not is_local(client, request.headers):
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         principal = None
         if scheme.lower() == "bearer":

@@ -10,7 +10,7 @@ from mpsearch.export import render
 from mpsearch.hardware.resources import known_resources
 from mpsearch.schemas import Allocation, Costs, Frontier, Profile
 from mpsearch.schemas.jobs import Job, ResolveRequest
-from mpsearch_api.http.access import OwnJob, TheService
+from mpsearch_api.http.access import OwnJob, Reader, TheService
 from mpsearch_api.http.answers import artifact_answer, artifact_of, json_answer
 from mpsearch_api.http.bodies import StrictRoute
 from mpsearch_api.http.documented import COMMON, answers, file_answer
@@ -81,6 +81,7 @@ async def get_frontier(
     request: Request,
     job: OwnJob,
     service: TheService,
+    caller: Reader,
     resource: Annotated[
         str | None,
         Query(
@@ -95,7 +96,7 @@ async def get_frontier(
     if resource is None:
         return await artifact_answer(request, service, artifact_of(job, "frontier.json"))
     task = {"task": "frontier", "resource": resource, **await _sources(service, job)}
-    return json_answer(request, await service.solver.run(task))
+    return json_answer(request, await service.solver.run(task, tenant=caller.tenant))
 
 
 @router.get(
@@ -156,7 +157,9 @@ async def get_artifact(
     "infeasible budget is a problem that names the least achievable.",
     responses=answers(413, 415, 504),
 )
-async def resolve_job(job: OwnJob, body: ResolveRequest, service: TheService) -> Response:
+async def resolve_job(
+    job: OwnJob, body: ResolveRequest, service: TheService, caller: Reader
+) -> Response:
     """Solve a finished job's scores and prices for another budget."""
     check_resolve(body)
     limit = service.solver.seconds * SOFT_SHARE
@@ -171,7 +174,7 @@ async def resolve_job(job: OwnJob, body: ResolveRequest, service: TheService) ->
         "monotone": body.monotone,
     }
     with service.metrics.solving():
-        found = await service.solver.run(task)
+        found = await service.solver.run(task, tenant=caller.tenant)
     return Response(found, media_type="application/json")
 
 

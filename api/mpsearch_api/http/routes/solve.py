@@ -137,7 +137,7 @@ class SolutionDocument(BaseModel):
 async def solve_problem(
     request: Request,
     service: TheService,
-    _: Reader,
+    caller: Reader,
     method: Annotated[
         str, Query(min_length=1, max_length=64, description="see GET /v1/solvers")
     ] = "auto",
@@ -166,5 +166,5 @@ async def solve_problem(
         "choices": settings.solve_choices,
     }
     with service.metrics.solving():
-        found = await service.solver.run(task, body)
+        found = await service.solver.run(task, body, tenant=caller.tenant)
     return Response(found, media_type="application/json")
