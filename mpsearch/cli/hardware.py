@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -265,7 +266,7 @@ def check_command(
 
     mpsearch hardware check digits-resnet -d digits --table cpu.json
     """
-    from mpsearch.hardware.additivity import check_additivity
+    from mpsearch.hardware.additivity import budget_met, check_additivity
     from mpsearch.hardware.measure_runtime import Rounds
     from mpsearch.models.registry import as_data, as_model
     from mpsearch.schemas import Allocation
@@ -273,14 +274,14 @@ def check_command(
     table = CostTable.load(table_file)
     named = as_model(model)
     first = next(as_data(data, model=named).batches())[0]
-    saved = {path.parent.name or path.stem: Allocation.load(path).layers for path in result}
+    saved = {path.parent.name or path.stem: Allocation.load(path) for path in result}
     with progress_bars() as on_progress:
         found = check_additivity(
             named.module,
             first,
             table,
             name=named.name,
-            further=saved,
+            further={label: answer.layers for label, answer in saved.items()},
             seed=seed,
             mixed=mixed,
             rounds=Rounds(rounds=rounds, threads=int(table.conditions.get("threads", "1"))),
@@ -288,9 +289,16 @@ def check_command(
         )
     others = [each for each in table.checks if each.model != named.name]
     table.model_copy(update={"checks": [*others, *found.checks]}).save(table_file)
+    met = {
+        each.allocation: budget_met(saved[each.allocation], each, table)
+        for each in found.checks
+        if each.allocation in saved
+    }
     if as_json:
         facts = [each.model_dump() | {"error": each.error} for each in found.checks]
-        sys.stdout.write(json.dumps({"checks": facts, "worst": found.worst}, indent=1) + "\n")
+        budgets = {label: asdict(each) for label, each in met.items() if each is not None}
+        document = {"checks": facts, "worst": found.worst, "budgets": budgets}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
     rows = _plain("allocation", "summed", "whole model", "error")
     unit = table.units["latency"]
@@ -302,6 +310,9 @@ def check_command(
             f"{each.error:+.1%}",
         )
     show(rows)
+    for label, compared in met.items():
+        if compared is not None:
+            show(f"{escape(label)}: {compared}")
     show(
         f"largest error {found.worst:.1%}, written to {table_file} as the tolerance of latency "
         f"budgets; the reference product takes {found.pace:.2f}x what it took then"

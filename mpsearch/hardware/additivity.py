@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mpsearch.budgets import format_amount
 from mpsearch.errors import InputError, MismatchError
 from mpsearch.formats import Option, parse_option
 from mpsearch.hardware.graph_prices import TO_INT8, graph_prices, is_narrow
@@ -18,13 +19,14 @@ from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, runtime_graph
 from mpsearch.hardware.runtime_session import RuntimeSession, least_disturbed, reference_session
 from mpsearch.hardware.shapes import layer_keys
-from mpsearch.hardware.table import Check, CostTable
+from mpsearch.hardware.table import Check, CostTable, to_base
 from mpsearch.menu import parse_options
 from mpsearch.models.layer import Layer
 from mpsearch.models.layers import find_layers
 from mpsearch.progress import OnProgress, Progress, ignore_progress
+from mpsearch.schemas import Allocation
 
-__all__ = ["Additivity", "check_additivity", "predicted_latency"]
+__all__ = ["Additivity", "BudgetMet", "budget_met", "check_additivity", "predicted_latency"]
 
 RESOURCE = "latency"
 
@@ -48,6 +50,53 @@ class Additivity:
     def worst(self) -> float:
         """The largest relative error."""
         return max(abs(check.error) for check in self.checks)
+
+
+@dataclass(frozen=True)
+class BudgetMet:
+    """A latency that was measured beside the budget that its allocation was chosen for.
+
+    Attributes:
+        measured: Seconds of the whole model.
+        limit: Seconds of the budget.
+        tolerance: Relative error of such sums that the allocation states; 0 where it states none.
+    """
+
+    measured: float
+    limit: float
+    tolerance: float
+
+    @property
+    def verdict(self) -> str:
+        """Where the measured latency lies."""
+        if self.measured <= self.limit:
+            return "within the budget"
+        within = self.measured <= self.limit * (1 + self.tolerance)
+        return "above the budget, within the tolerance" if within else "BEYOND the tolerance"
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        measured, limit = (format_amount(each, "s") for each in (self.measured, self.limit))
+        stated = f"± {self.tolerance:.1%}" if self.tolerance else "without a stated tolerance"
+        return f"{measured} measured, budget {limit} {stated}: {self.verdict}"
+
+
+def budget_met(allocation: Allocation, check: Check, table: CostTable) -> BudgetMet | None:
+    """Compare what an allocation's model took with the latency budget it was chosen for.
+
+    Args:
+        allocation: The allocation.
+        check: The run of its model.
+        table: The table that the check belongs to.
+
+    Returns:
+        The comparison; None where the allocation has no such budget.
+    """
+    use = allocation.budgets.get(check.resource)
+    if use is None:
+        return None
+    measured, _ = to_base(check.measured, table.units[check.resource])
+    return BudgetMet(measured, use.limit, use.tolerance or 0.0)
 
 
 def check_additivity(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mpsearch.budgets import format_amount
 from mpsearch.hardware.device import known_devices
 
 ROW = {"layer": "a", "option": "w8a8", "values": {"latency": 1.0}}
@@ -263,3 +264,5 @@ def test_sums_are_checked_against_whole_models_and_the_error_goes_with_the_budge
     )
     assert again.code == 0
     assert "largest error" in again.message
+    limit = format_amount(answer["budgets"]["latency"]["limit"], "s")
+    assert f"measured, budget {limit} ± {checks['worst']:.1%}" in " ".join(again.message.split())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mpsearch as mp
 from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import parse_option
-from mpsearch.hardware.additivity import check_additivity, predicted_latency
+from mpsearch.hardware.additivity import BudgetMet, check_additivity, predicted_latency
 from mpsearch.hardware.graph_prices import TO_FLOAT, TO_INT8, graph_prices
 from mpsearch.hardware.measure_runtime import Rounds, conversions_of, measure_runtime
 from mpsearch.hardware.mixed_graph import mixed_graph
@@ -247,3 +247,22 @@ def test_a_model_that_cannot_be_exported_keeps_the_prices_of_its_layers(measured
     costs = mp.price(Twice(), torch.randn(2, 64), ["float", "w8a8"], table)
     assert not costs.conversions
     assert any("between layers has no price" in warning for warning in costs.warnings)
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [
+        (1990.0, "within the budget"),
+        (2050.0, "above the budget, within the tolerance"),
+        (2110.0, "BEYOND the tolerance"),
+    ],
+)
+def test_a_measured_latency_is_judged_by_its_budget_and_tolerance(measured, verdict) -> None:
+    found = BudgetMet(measured * 1e-6, limit=0.002, tolerance=0.05)
+    assert found.verdict == verdict
+    assert str(found).endswith(f"budget 2 ms ± 5.0%: {verdict}")
+
+
+def test_a_latency_without_a_checked_tolerance_says_so() -> None:
+    found = BudgetMet(2.0001e-3, limit=2e-3, tolerance=0.0)
+    assert "without a stated tolerance: BEYOND" in str(found)
