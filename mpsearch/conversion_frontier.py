@@ -31,7 +31,7 @@ def paired_points(
 
     Returns:
         Solutions from the cheapest to the dearest, none of which another beats in both; the one
-        without a choice if nothing is feasible. Fewer where time runs out.
+        without a choice if nothing is feasible. Where time runs out they are fewer, evenly spread.
     """
     ends = time.monotonic() + CURVE_SECONDS
     dearest = paired.solve(seconds=POINT_SECONDS)
@@ -39,11 +39,19 @@ def paired_points(
     if least is None:
         return [dearest]
     found = [dearest]
-    for limit in np.linspace(least, dearest.usage[resource], points or POINTS)[:-1].tolist():
+    limits = np.linspace(least, dearest.usage[resource], points or POINTS)[:-1].tolist()
+    for number in _spread(len(limits)):
+        limit = limits[number]
         if time.monotonic() >= ends:
             break
         found.append(paired.within({resource: limit}).solve(seconds=POINT_SECONDS))
     return _undominated(found, resource)
+
+
+def _spread(count: int) -> list[int]:
+    """Order places so that those before any other lie evenly: by their bits, last ones first."""
+    width = max(count - 1, 1).bit_length()
+    return sorted(range(count), key=lambda place: f"{place:0{width}b}"[::-1])
 
 
 def with_exact_use(found: list[Solution], costs: Costs, resource: str) -> list[Solution]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import mpsearch as mp
+from mpsearch.conversion_frontier import _spread
 from mpsearch.conversions import bounded_by_sums, without_conversions
 from mpsearch.errors import InfeasibleError, UnsolvedError
 from mpsearch.schemas import Conversion, Costs, PeakStep, Profile
@@ -212,3 +213,13 @@ def test_pairs_of_unknown_groups_are_refused() -> None:
             units={"latency": "s"},
             conversions={"latency": [pair]},
         )
+
+
+@given(st.integers(1, 40), st.data())
+def test_points_of_a_frontier_are_solved_in_an_order_that_stays_even(count, data) -> None:
+    order = _spread(count)
+    assert sorted(order) == list(range(count))
+    assert order[0] == 0
+    done = sorted(order[: data.draw(st.integers(1, count))])
+    gaps = np.diff([*done, count])
+    assert gaps.max() <= 2 * max(count / len(done), 1)
