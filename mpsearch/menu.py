@@ -130,7 +130,7 @@ def _matching(pattern: str, layers: Sequence[str], wish: str) -> list[str]:
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise InputError(f"--{wish} {pattern!r} is no regular expression: {error}") from error
         found = [name for name in layers if expression.fullmatch(name)]
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import resource
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from mpsearch_api.settings import Settings
 __all__ = ["DispatcherKeeper", "serve"]
 
 GRACE_SECONDS = 10
+MOST_FILES = 65_536
 SWITCH_SECONDS = 0.0005
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -46,6 +48,7 @@ def serve(settings: Settings, host: str, port: int, *, dispatch: bool, page: boo
     # Threads that wait for the database hand the interpreter back sooner than every 5 ms, so that
     # the event loop answers the others meanwhile.
     sys.setswitchinterval(SWITCH_SECONDS)
+    _raise_open_files()
     listener = _listening(host, port)
     app = create_app(
         settings, host=host, page=page and importlib.util.find_spec("nicegui") is not None
@@ -158,6 +161,14 @@ class DispatcherKeeper:
             self._log.error("dispatcher did not end in time and is killed", seconds=GRACE_SECONDS)
             process.kill()
             await process.wait()
+
+
+def _raise_open_files() -> None:
+    """Take as many descriptors as are allowed: every waiting client and idle connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listening(host: str, port: int) -> socket.socket:

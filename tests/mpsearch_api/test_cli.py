@@ -250,3 +250,19 @@ def test_without_the_api_extra_the_commands_name_it(tmp_path: Path) -> None:
         )  # fmt: skip
         assert found.returncode == 4, found.stderr
         assert "mpsearch[api" in found.stderr
+
+
+def test_the_server_takes_as_many_open_files_as_it_may() -> None:
+    script = (
+        "import resource\n"
+        "from mpsearch_api.serving import _raise_open_files\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "_raise_open_files()\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    soft, hard = map(int, found.stdout.split())
+    assert soft == (65_536 if hard < 0 else min(hard, 65_536))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http
 import math
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,8 @@ from mpsearch.errors import (
     UnsolvedError,
 )
 from mpsearch.schemas.problems import FieldProblem, Problem
-from mpsearch_api.faults import QuotaError, ServiceError
+from mpsearch_api import logs
+from mpsearch_api.faults import QuotaError, ServiceError, UnavailableError
 
 __all__ = ["MEDIA_TYPE", "ProblemResponse", "install", "problem", "problem_of"]
 
@@ -119,6 +121,7 @@ def install(app: FastAPI) -> None:
         app: The application.
     """
     app.add_exception_handler(MpsearchError, _library_error)
+    app.add_exception_handler(OSError, _system_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -142,6 +145,17 @@ def located(found: Problem, request: Request) -> Problem:
 async def _library_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MpsearchError)
     found, headers = problem_of(error)
+    return ProblemResponse(located(found, request), headers)
+
+
+async def _system_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        raise error
+    logs.get("http").error("the disk is full", error=str(error))
+    found, headers = problem_of(
+        UnavailableError("the disk of the service is full; tell whoever runs it, and try again")
+    )
     return ProblemResponse(located(found, request), headers)
 
 

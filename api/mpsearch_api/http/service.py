@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import ParamSpec, TypeVar
 
 import anyio
@@ -28,8 +28,10 @@ Result = TypeVar("Result")
 
 THREADS = 16
 WRITERS = 64
+CHECKS = 4
 TRANSFERS = 64
 TRANSFERS_OF_ONE = 16
+WAITS_OF_ONE = 500
 
 
 class Service:
@@ -63,8 +65,10 @@ class Service:
         self.writable = Writable()
         self._threads = anyio.CapacityLimiter(THREADS)
         self._writers = anyio.CapacityLimiter(WRITERS)
+        self._checks = anyio.CapacityLimiter(CHECKS)
         self._transfers = anyio.CapacityLimiter(TRANSFERS)
         self._receiving: Counter[str] = Counter()
+        self._waits: Counter[str] = Counter()
         self._closing: asyncio.Event | None = None
 
     @asynccontextmanager
@@ -124,32 +128,48 @@ class Service:
         waits = functools.partial(function, *args, **kwargs)
         return await anyio.to_thread.run_sync(waits, limiter=self._writers)
 
-    @contextmanager
-    def receiving(self, tenant: str) -> Iterator[None]:
+    async def check(
+        self, function: Callable[Given, None], *args: Given.args, **kwargs: Given.kwargs
+    ) -> None:
+        """Call what computes for a while, in few threads, so that others go on meanwhile.
+
+        Args:
+            function: What to call.
+            *args: Its arguments.
+            **kwargs: Its named arguments.
+        """
+        checks = functools.partial(function, *args, **kwargs)
+        await anyio.to_thread.run_sync(checks, limiter=self._checks)
+
+    def receiving(self, tenant: str) -> AbstractContextManager[None]:
         """Hold one of the few places that a tenant has for bodies on their way in.
 
         Args:
             tenant: Whose.
 
-        Yields:
-            Nothing.
-
-        Raises:
-            QuotaError: All are taken: slow senders must not take the places of others.
+        Returns:
+            A context; entering it raises QuotaError when all places are taken, since slow senders
+            must not take those of others.
         """
-        if self._receiving[tenant] >= TRANSFERS_OF_ONE:
-            raise QuotaError(
-                f"{TRANSFERS_OF_ONE} files are being sent already; wait for one to end, or send "
-                "parts to /v1/uploads",
-                retry_after=5.0,
-            )
-        self._receiving[tenant] += 1
-        try:
-            yield
-        finally:
-            self._receiving[tenant] -= 1
-            if not self._receiving[tenant]:
-                del self._receiving[tenant]
+        return _place(
+            self._receiving,
+            tenant,
+            TRANSFERS_OF_ONE,
+            "files are being sent already; wait for one to end, or send parts to /v1/uploads",
+        )
+
+    def waiting(self, tenant: str) -> AbstractContextManager[None]:
+        """Hold one of the places that a tenant has for event streams and long polls.
+
+        Args:
+            tenant: Whose.
+
+        Returns:
+            A context; entering it raises QuotaError when all places are taken.
+        """
+        return _place(
+            self._waits, tenant, WAITS_OF_ONE, "streams and waits are open already; close some"
+        )
 
     async def transfer(self, function: Callable[[], Result]) -> Result:
         """Call what reads a request's body, and so waits for the network, in other threads.
@@ -185,3 +205,16 @@ class Service:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+
+@contextmanager
+def _place(taken: Counter[str], tenant: str, most: int, said: str) -> Iterator[None]:
+    if taken[tenant] >= most:
+        raise QuotaError(f"{most} {said}", retry_after=5.0)
+    taken[tenant] += 1
+    try:
+        yield
+    finally:
+        taken[tenant] -= 1
+        if not taken[tenant]:
+            del taken[tenant]

@@ -28,6 +28,7 @@ FindStored = Callable[[str], Stored | None]
 
 # `mpsearch.hardware.pricing` has this name too, and imports torch.
 ACTIVATION_MEMORY = "activation_memory"
+MOST_EXPRESSIONS = 64
 _UNIT_OF = {"latency": "s", "energy": "J", ACTIVATION_MEMORY: "B"}
 _STANDING_DATA = {"images": "an uploaded .zip", "text": "an uploaded file"}
 
@@ -79,6 +80,7 @@ def check_job(
         _check_data(request.data, known, caller)
     with _at("#/options"):
         parse_options(request.options)
+    _check_expressions(request)
     for pattern, option in request.fix.items():
         with _at(f"#/fix/{_escaped(pattern)}"):
             _check_pattern(pattern)
@@ -189,11 +191,27 @@ def _resources_of(name: str | None, caller: Submitter) -> list[str] | None:
     return list(device(name).resources)
 
 
+def _check_expressions(request: JobRequest) -> None:
+    """Refuse more regular expressions than are compiled in a moment."""
+    for member, patterns in (
+        ("fix", list(request.fix)),
+        ("groups", request.groups),
+        ("skip", request.skip),
+    ):
+        count = sum(pattern.startswith("re:") for pattern in patterns)
+        if count > MOST_EXPRESSIONS:
+            raise FieldError(
+                f"#/{member}",
+                f"{count} regular expressions; at most {MOST_EXPRESSIONS} are taken, and names and "
+                "patterns with * beside them",
+            )
+
+
 def _check_pattern(pattern: str) -> None:
     if pattern.startswith("re:"):
         try:
             re.compile(pattern[3:])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise InputError(f"{pattern!r} is no regular expression: {error}") from error
 
 

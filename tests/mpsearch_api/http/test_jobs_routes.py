@@ -63,6 +63,8 @@ def test_the_same_idempotency_key_submits_once(site: Site) -> None:
         ({"fix": {"conv1": "w9q"}}, "#/fix/conv1", "w9q"),
         ({"fix": {"re:(": "w8a8"}}, "#/fix/re:(", "regular expression"),
         ({"skip": ["re:["]}, "#/skip/0", "regular expression"),
+        ({"skip": ["re:a{99999999999999999999}"]}, "#/skip/0", "regular expression"),
+        ({"groups": [f"re:{n}" for n in range(65)]}, "#/groups", "65 regular expressions"),
         ({"goal": "max:loss", "max_drop": 0.01}, "#/goal", "min:RESOURCE"),
         ({"solver": {"method": "magic"}}, "#/solver/method", "magic"),
         ({"execution": {"memory": "lots"}}, "#/execution", "lots"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
 
 import pytest
 
@@ -12,7 +14,7 @@ from mpsearch_api.execution.folders import RunFolder
 from mpsearch_api.faults import UnavailableError
 from mpsearch_api.logs import configure_logs, get
 from mpsearch_api.settings import Settings
-from tests.mpsearch_api.http.running import Site
+from tests.mpsearch_api.http.running import MakeSite, Site
 
 
 def test_health_needs_nothing_but_the_process(site: Site, monkeypatch) -> None:
@@ -118,3 +120,33 @@ def test_lines_below_the_level_are_not_written() -> None:
     get("test").warning("loud")
     assert "quiet" not in stream.getvalue()
     assert "loud" in stream.getvalue()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_and_may_be_tried_again(site: Site, monkeypatch, number: int) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(type(site.blobs), "put", full)
+    octets = {"Content-Type": "application/octet-stream"}
+    answer = site.client.post("/v1/datasets?name=a.txt", content=b"text", headers=octets)
+    assert answer.status_code == 503
+    assert "disk of the service is full" in answer.json()["detail"]
+
+
+def test_one_tenant_has_so_many_waits_and_no_more(make_site: MakeSite, monkeypatch) -> None:
+    monkeypatch.setattr("mpsearch_api.http.service.WAITS_OF_ONE", 2)
+    with make_site() as site:
+        job = site.queued()
+        stream = {"Accept": "text/event-stream"}
+        with site.service.waiting("local"), site.service.waiting("local"):
+            for path, headers in (
+                (f"/v1/jobs/{job}?wait=5", {}),
+                (f"/v1/jobs/{job}/events", stream),
+            ):
+                refused = site.client.get(path, headers=headers)
+                assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+            assert site.client.get(f"/v1/jobs/{job}").status_code == 200
+        site.store.jobs.cancel("local", job)
+        assert site.client.get(f"/v1/jobs/{job}/events", headers=stream).status_code == 200
+        assert not site.service._waits

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from mpsearch.schemas.jobs import Event, Page
+from mpsearch_api.faults import QuotaError
 from mpsearch_api.http.access import OwnJob, Reader, TheService, view
 from mpsearch_api.http.documented import COMMON, answers
 from mpsearch_api.http.service import Service
@@ -78,7 +80,10 @@ async def get_events(
         return Response(status_code=204)
     request.scope["state"]["waits"] = True
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(_stream(service, tenant, job.id, after), headers=headers)
+    # Refused while a status can still be sent; the stream then holds a place of its own.
+    with service.waiting(caller.tenant):
+        told = _held(service, caller.tenant, _stream(service, tenant, job.id, after))
+    return EventSourceResponse(told, headers=headers)
 
 
 def _wants_stream(request: Request) -> bool:
@@ -87,6 +92,15 @@ def _wants_stream(request: Request) -> bool:
         for kind in ",".join(request.headers.getlist("accept")).split(",")
     ]
     return "text/event-stream" in accepted and "application/json" not in accepted
+
+
+async def _held(
+    service: Service, tenant: str, stream: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """Hold a place for as long as the stream lasts."""
+    with suppress(QuotaError), service.waiting(tenant):
+        async for part in stream:
+            yield part
 
 
 async def _stream(

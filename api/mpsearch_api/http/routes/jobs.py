@@ -109,7 +109,7 @@ async def _refusal(
         trusted="trusted" in caller.scopes,
     )
     try:
-        await service.call(check_job, job, known, submitter, service.settings)
+        await service.check(check_job, job, known, submitter, service.settings)
     except FieldError as error:
         found = problem(
             422,
@@ -187,7 +187,8 @@ async def get_job(
         left = over - time.monotonic()
         if wanted or job.ended or left <= 0 or service.closing:
             return answer
-        await service.changed(job.id, version, left)
+        with service.waiting(caller.tenant):
+            await service.changed(job.id, version, left)
 
 
 def _poll_after(job: Job) -> dict[str, str]:
