@@ -119,6 +119,8 @@ async def artifact_answer(
     more = {
         "ETag": tag,
         "Cache-Control": "private, max-age=3600, immutable",
+        # A browser's cache is shared by whoever logs in with it.
+        "Vary": "Authorization",
         "Repr-Digest": f"sha-256=:{_base64(artifact.sha256)}:",
         **(headers or {}),
     }

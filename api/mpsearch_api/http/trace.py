@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,6 +19,7 @@ from mpsearch_api.http.problems import ProblemResponse, problem
 __all__ = ["Trace"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 
 SECURITY_HEADERS = {
@@ -77,7 +79,8 @@ class Trace:
             try:
                 await self._app(scope, receive, sent)
             except Exception:
-                self._log.exception("request failed", path=scope["path"], method=scope["method"])
+                path = quote(scope["path"])
+                self._log.exception("request failed", path=path, method=scope["method"])
                 if status:
                     raise  # half an answer is out; closing the connection is all that is left
                 found = problem(
@@ -94,12 +97,14 @@ class Trace:
         route = _route(scope)
         state = scope.get("state", {})
         if not state.get("waits"):
-            self._metrics.requests.labels(scope["method"], route, str(status)).observe(seconds)
+            # Some servers pass any word on as a method, and each label is kept for ever.
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.requests.labels(method, route, str(status)).observe(seconds)
         if scope["path"] in _QUIET and status < 400:
             return
         facts: dict[str, Any] = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": quote(scope["path"]),  # a terminal would obey what it is told
             "status": status,
             "seconds": round(seconds, 5),
         }

@@ -150,3 +150,22 @@ def test_one_tenant_has_so_many_waits_and_no_more(make_site: MakeSite, monkeypat
         site.store.jobs.cancel("local", job)
         assert site.client.get(f"/v1/jobs/{job}/events", headers=stream).status_code == 200
         assert not site.service._waits
+
+
+def test_paths_and_methods_of_strangers_end_neither_in_terminals_nor_in_labels(site: Site) -> None:
+    site.client.get("/%1b]0;obeyed%07%0aforged=line")
+    for number in range(5):
+        site.client.request(f"M{number}", "/v1/jobs")
+    assert "\x1b" not in site.log.getvalue()
+    assert "\\u001b" not in site.log.getvalue()
+    text = site.client.get("/metrics").text
+    assert 'method="other"' in text
+    assert "M3" not in text
+
+
+def test_a_cached_file_is_for_the_key_that_fetched_it(site: Site) -> None:
+    job = site.finished()
+    for path in ("result", "report", "artifacts/layers.csv"):
+        answer = site.client.get(f"/v1/jobs/{job}/{path}")
+        if answer.status_code == 200:
+            assert "Authorization" in answer.headers["Vary"], path
