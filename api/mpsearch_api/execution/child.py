@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpsearch.schemas.document import write_atomically
+from mpsearch_api.execution.folders import HUB
 from mpsearch_api.execution.limits import Limits, confine
 from mpsearch_api.execution.outcome import Made, Outcome, failure_of
 from mpsearch_api.execution.port import Assignment
@@ -72,7 +73,7 @@ def run_child(assignment: Assignment, limits: Limits, updates: int, target: Targ
         if not limits.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if limits.network:
-            os.environ["HF_HOME"] = str(assignment.cache / "hub")
+            os.environ["HF_HOME"] = str(assignment.cache / HUB)
         outcome = Outcome(made=tuple(target(assignment, tell)))
     except BaseException as error:  # noqa: BLE001 - whatever ends the job is its outcome
         failure = failure_of(error)

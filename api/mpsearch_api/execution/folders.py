@@ -31,6 +31,7 @@ GRACE = 60.0
 """Seconds in which a folder without a holder may still be on its way to get one."""
 
 CACHED = {".json", ".npz"}
+HUB = "hub"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ def prune(data_dir: Path, most_bytes: int) -> int:
     for path in (data_dir / "cache").rglob("*"):
         with contextlib.suppress(OSError):
             state = path.stat()
-            if path.suffix in CACHED:
+            # A model from a hub is of use whole or not at all; its files are not ours to pick from.
+            inside = path.relative_to(data_dir / "cache").parts[1:]
+            if path.suffix in CACHED and inside[:1] != (HUB,):
                 found.append((state.st_mtime, state.st_size, path))
     excess = sum(size for _, size, _ in found) - most_bytes
     deleted = 0

@@ -78,3 +78,13 @@ def test_what_was_used_longest_ago_is_pruned_first(tmp_path: Path) -> None:
     assert prune(tmp_path, 300) == 0
     assert prune(tmp_path, 150) == 200
     assert [path.name for path in folder.iterdir()] == ["new.json"]
+
+
+def test_files_of_models_from_a_hub_are_not_pruned_one_by_one(tmp_path: Path) -> None:
+    data = tmp_path / "hub" / "data"  # where the service itself lies says nothing
+    tenant = cache_of(data, "t")
+    for place in ("documents/old.json", "hub/hub/models--a--b/config.json"):
+        (tenant / place).parent.mkdir(parents=True)
+        (tenant / place).write_bytes(bytes(100))
+    assert prune(data, 0) == 100
+    assert (tenant / "hub/hub/models--a--b/config.json").exists()
