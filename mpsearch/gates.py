@@ -14,6 +14,7 @@ measured is an error, never a gate that passes.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -305,6 +306,8 @@ class _Parser:
         token = self._next()
         if token["number"]:
             value, unit = float(token["number"]), token["unit"] or ""
+            if not math.isfinite(value):  # nothing would ever be beyond it
+                raise self._fault(f"{token['number']} is beyond the range of numbers")
             return Number(value / 100, "%") if unit == "%" else Number(value, unit)
         text = token["name"] or ""
         if text in _STATUSES:

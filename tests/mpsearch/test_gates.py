@@ -129,6 +129,7 @@ def test_no_gate_holds_and_nothing_happens() -> None:
         ("metric.__class__ > 1", "unknown figure"),
         ("and > 1", "a name or a number is missing"),
         ("(" * 60 + "gap > 1" + ")" * 60, "nested too deeply"),
+        ("gap > 1e999", "beyond the range"),
         ("gap > 1" + " or gap > 1" * 200, "longer than"),
     ],
 )
