@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import mpsearch as mp
-from mpsearch.hardware.additivity import check_additivity
+from mpsearch.hardware.additivity import budget_met, check_additivity
 from mpsearch.hardware.measure_runtime import Rounds, measure_runtime
 from mpsearch.hardware.table import CostTable, Entry
 from mpsearch.models.registry import as_model
@@ -99,7 +99,12 @@ def _checked(
 def _search(model: object, table: CostTable, asked: argparse.Namespace) -> None:
     from sensitivity_photos import photos
 
-    data = photos()
+    whole = photos()
+    # Twenty-five allocations are run on what is held out: flips are enough to see a difference.
+    assert whole.held_out_inputs is not None
+    flips = whole.held_out_inputs[: len(whole)]
+    data = mp.DataSet("photos", whole.inputs, whole.targets, flips, whole.targets, batch_size=20)
+    started = time.perf_counter()
     answer = mp.search(
         model,
         data,
@@ -113,6 +118,7 @@ def _search(model: object, table: CostTable, asked: argparse.Namespace) -> None:
         estimator=asked.estimator,
         verified=True,
     )
+    print(f"search: {time.perf_counter() - started:.0f} s by the clock, verification included")
     print(f"status {answer.status}, gap {answer.gap}, predicted loss {answer.predicted_loss:.4g}")
     for name, use in answer.budgets.items():
         print(f"{name}: {use.usage:.6g} of {use.limit:.6g} {use.unit} ({use.requested})")
@@ -127,16 +133,7 @@ def _search(model: object, table: CostTable, asked: argparse.Namespace) -> None:
         further={"chosen": answer.layers},
         rounds=Rounds(asked.rounds),
     )
-    chosen = found.checks[-1]
-    use = answer.budgets["latency"]
-    tolerance = use.tolerance or 0.0
-    limit = use.limit * 1e6
-    within = chosen.measured <= limit * (1 + tolerance)
-    print(
-        f"chosen model: {chosen.measured / 1e3:.2f} ms measured, {chosen.predicted / 1e3:.2f} ms "
-        f"summed, budget {limit / 1e3:.2f} ms ± {tolerance:.1%}: "
-        + ("within the tolerance" if within else "BEYOND the tolerance")
-    )
+    print(f"chosen model: {budget_met(answer, found.checks[-1], table)}")
     check = answer.verification
     if check is not None:
         print(

@@ -30,8 +30,8 @@ from mpsearch_solvers import Solution
 __all__ = ["allocate_pairs", "bounded_by_sums", "without_conversions"]
 
 EXACT = "conversions between unlike neighbours are solved for as further 0-1 variables"
-WAY_SECONDS = 60.0
-"""For each of the two ways of solving, where no time limit is given."""
+SECONDS = 120.0
+"""For both ways of solving together, where no time limit is given."""
 ROUNDS = 20
 ROUGH = 1e-3
 """Relative gap of the problems solved on the way; only the one without pairs is a bound."""
@@ -99,7 +99,7 @@ def allocate_pairs(
         limited: Resources with a budget.
         exact: Solves the problem with the pairs within seconds; None where it is not linear, or
             another method is asked for.
-        time_limit: Seconds for everything; None: a minute for each of the two ways.
+        time_limit: Seconds for everything; None: `SECONDS`.
 
     Returns:
         The best solution found. Its bound is proven with the pairs where they are solved for, and
@@ -176,7 +176,7 @@ class _Clock:
     """What is left of the time allowed; each way of solving gets at least a moment."""
 
     def __init__(self, limit: float | None) -> None:
-        self._ends = time.monotonic() + (2 * WAY_SECONDS if limit is None else limit)
+        self._ends = time.monotonic() + (SECONDS if limit is None else limit)
 
     @property
     def is_over(self) -> bool:
