@@ -127,7 +127,7 @@ def allocate(
         raise UnsolvedError(
             "no allocation within the budgets was found once conversions between unlike "
             "neighbours are counted; without them there is one, so none is proven impossible. "
-            "Raise a budget, or group neighbours"
+            "Raise the time limit or a budget, or group neighbours"
         )
     if solution.status not in _ANSWERED:
         refuse(solution, budgets, limits, costs, offered)
