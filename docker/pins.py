@@ -1,7 +1,7 @@
 """Print the pins of constraints.txt for an image: standard input to standard output.
 
-Torch's pin may be replaced (argument 1), and torch's own packages are left to torch: a CPU build has
-none of them.
+The pin of torch may be replaced (argument 1). That of torchvision is left out then, and pip finds
+the one that belongs to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def main() -> None:
     for line in sys.stdin:
         name = re.split(r"[=<>!~ ;]", line, maxsplit=1)[0]
         if version and name == "torchvision":
-            continue  # pip finds the one that belongs to the torch asked for
+            continue
         sys.stdout.write(f"torch=={version}\n" if version and name == "torch" else line)
 
 

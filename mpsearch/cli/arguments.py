@@ -52,12 +52,12 @@ __all__ = [
 
 MODEL_HELP = (
     "Model: digits-resnet, efficientnet-lite0, torchvision:NAME[@WEIGHTS.safetensors], "
-    "timm:NAME[@WEIGHTS.safetensors], transformers:FOLDER, FILE.onnx, FILE.pt2 (with --trusted), or package.module:factory (your "
-    "own code)."
+    "timm:NAME[@WEIGHTS.safetensors], transformers:FOLDER, FILE.onnx, FILE.pt2 (with --trusted), "
+    "or package.module:factory (your own code)."
 )
 DATA_HELP = (
-    "Data: digits, FILE.npz, FILE.safetensors, images:FOLDER (or FILE.zip), text:FILE?tokenizer=FOLDER, "
-    "synthetic (data-free), or package.module:factory (your own code)."
+    "Data: digits, FILE.npz, FILE.safetensors, images:FOLDER (or FILE.zip), "
+    "text:FILE?tokenizer=FOLDER, synthetic (data-free), or package.module:factory (your own code)."
 )
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
 DataOption = Annotated[str, typer.Option("--data", "-d", help=DATA_HELP, show_default=False)]
