@@ -94,7 +94,7 @@ def test_what_would_not_fit_into_memory_is_never_run(name: str) -> None:
     before = _resident()
     with pytest.raises(ModelError, match=r"bytes of memory|cannot be foreseen"):
         _run(HUNGRY[name], memory=2**29)
-    assert _resident() - before < 2**29
+    assert _resident() - before < 2**29 + 64 * MIB  # the limit, and what allocators round up
 
 
 def _resident() -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mpsearch.errors import InputError, ModelError, UnknownNameError
+from mpsearch.models import specs
 from mpsearch.models.digits import DigitsResNet, digits_resnet
 from mpsearch.models.named import InputForm
 from mpsearch.models.registry import as_model, known_models
@@ -20,11 +22,18 @@ from mpsearch.models.specs import SpecPolicy, architecture
 CLOSED = SpecPolicy()
 
 
-@architecture("test-two-layers", InputForm((3,)))
 def two_layers() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
 
 
+@pytest.fixture
+def registered() -> Iterator[None]:
+    architecture("test-two-layers", InputForm((3,)))(two_layers)
+    yield
+    del specs._ARCHITECTURES["test-two-layers"]
+
+
+@pytest.mark.usefixtures("registered")
 def test_an_architecture_registered_by_a_decorator_is_a_spec() -> None:
     named = as_model("test-two-layers")
     assert named.name == "test-two-layers"
@@ -34,6 +43,7 @@ def test_an_architecture_registered_by_a_decorator_is_a_spec() -> None:
     assert "test-two-layers" in known_models()
 
 
+@pytest.mark.usefixtures("registered")
 def test_weights_after_the_at_sign_are_loaded_into_it(tmp_path) -> None:
     model = two_layers()
     save_file(model.state_dict(), tmp_path / "w.safetensors")
