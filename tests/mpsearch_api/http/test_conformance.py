@@ -35,6 +35,10 @@ request-timeout = 30.0
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "304", "400", "401", "403", "404", "409", "413", "422", "429"]
 
+# What breaks the schema may be refused for its size before it is read.
+[checks.negative_data_rejection]
+expected-statuses = ["400", "401", "403", "404", "405", "409", "413", "415", "422", "429"]
+
 # Waiting for a job that nobody runs would only take time.
 [[operations]]
 include-operation-id = "getJob"
