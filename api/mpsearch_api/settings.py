@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     )
     lease: float = Field(default=10.0, gt=0, description="a claim not renewed for so long is lost")
     heartbeat: float = Field(default=3.0, gt=0, description="between renewals")
-    poll: float = Field(default=0.25, gt=0, description="between looks for work and cancellations")
+    poll: float = Field(default=0.1, gt=0, description="between looks for work and cancellations")
     most_attempts: int = Field(default=3, ge=1, description="starts a job gets when workers die")
     retention_days: float | None = Field(
         default=None, gt=0, description="ended jobs are deleted after so long; default: kept"
