@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mpsearch.errors import DocumentError
 from mpsearch.losses import Loss
 from mpsearch.menu import Wishes
 from mpsearch.models.dataset import DataSet
@@ -33,11 +35,16 @@ class ProfileCache:
         """Find the profile.
 
         Returns:
-            The profile, or None.
+            The profile, or None; also None, with a warning, where the file cannot be read: what is
+            kept here can be scored again.
         """
         if self.file is None or not self.file.exists():
             return None
-        return Profile.load(self.file)
+        try:
+            return Profile.load(self.file)
+        except DocumentError as error:
+            warnings.warn(f"scored again, since {error}", RuntimeWarning, stacklevel=2)
+            return None
 
     def keep(self, profile: Profile) -> Profile:
         """Keep the profile for the next run.

@@ -65,9 +65,12 @@ def test_estimators_without_a_name_are_not_kept(net, data, tmp_path):
     assert not (tmp_path / "profiles").exists()
 
 
-def test_a_broken_profile_is_named(net, data, tmp_path):
-    scored(net, data, tmp_path)
+@pytest.mark.parametrize("content", ["", "{}", "[[[", '{"version": 99}'])
+def test_a_broken_profile_is_named_and_scored_again(net, data, tmp_path, content):
+    first = scored(net, data, tmp_path)
     (file,) = (tmp_path / "profiles").glob("*.json")
-    file.write_text("{}")
-    with pytest.raises(mp.errors.DocumentError, match=file.name):
-        scored(net, data, tmp_path)
+    file.write_text(content)
+    with pytest.warns(RuntimeWarning, match=file.name):
+        again = scored(net, data, tmp_path)
+    assert np.array_equal(again.loss, first.loss)
+    assert np.array_equal(mp.Profile.load(file).loss, first.loss)
