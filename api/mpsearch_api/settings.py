@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     blob_url: str | None = Field(
         default=None, description="fsspec URL of the uploads and results; default: the data folder"
     )
+    blob_cache_bytes: int = Field(
+        default=20 * GIB, ge=0, description="of remote blobs kept on this machine when not in use"
+    )
     executor: Literal["local", "ray"] = "local"
     workers: int = Field(default=1, ge=1, le=1024, description="jobs run at once by a dispatcher")
     worker_memory: int = Field(default=16 * GIB, ge=64 * MIB, description="most a job may ask for")

@@ -30,4 +30,4 @@ def open_blobs(settings: Settings) -> BlobStore:
         return LocalBlobs(settings.data_dir / "blobs")
     if url.startswith("file://"):
         return LocalBlobs(Path(unquote(urlsplit(url).path)))
-    return RemoteBlobs(url, settings.data_dir / "blob-cache")
+    return RemoteBlobs(url, settings.data_dir / "blob-cache", settings.blob_cache_bytes)

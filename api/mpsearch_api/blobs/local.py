@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -14,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpsearch.errors import DocumentError, InputError
+from mpsearch_api.blobs.parts import CHUNK_BYTES, LocalParts, Spool, sync_folder
 from mpsearch_api.blobs.port import Blob
 from mpsearch_api.faults import MissingBlobError, TooLargeError
 
-__all__ = ["CHUNK_BYTES", "LocalBlobs", "check_name", "damaged"]
+__all__ = ["LocalBlobs", "check_name", "damaged"]
 
-CHUNK_BYTES = 1 << 20
 NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,7 +48,7 @@ def damaged(name: str, found: str) -> DocumentError:
 
 
 class LocalBlobs:
-    """A folder of blobs: `content/ab/abcd…` and, on their way in, `incoming/…`.
+    """A folder of blobs: `content/ab/abcd…` and, on their way in, `incoming/…` and `parts/…`.
 
     Args:
         folder: Where; made if missing.
@@ -61,6 +60,7 @@ class LocalBlobs:
         self._lock = folder / "lock"
         for part in (self._content, self._incoming):
             part.mkdir(parents=True, exist_ok=True)
+        self.parts = LocalParts(folder / "parts", self._incoming)
         # Content that was hashed since this process began, by what tells a file's state.
         self._checked: set[tuple[int, ...]] = set()
 
@@ -68,29 +68,43 @@ class LocalBlobs:
         self, chunks: Iterable[bytes], *, most: int | None = None, sha256: str | None = None
     ) -> Blob:
         """See `port.BlobStore.put`."""
-        partial = self._incoming / secrets.token_hex(16)
-        digest = hashlib.sha256()
-        size = 0
-        try:
-            with partial.open("xb") as file:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if most is not None and size > most:
-                        raise TooLargeError(f"more than {most} bytes; that is the most taken")
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            name = digest.hexdigest()
-            if sha256 is not None and sha256 != name:
+        with self._received(chunks, most) as spool:
+            if sha256 is not None and sha256 != spool.sha256:
                 raise InputError(
-                    f"the bytes received have sha256 {name}, announced was {sha256}; send them "
-                    "again"
+                    f"the bytes received have sha256 {spool.sha256}, announced was {sha256}; send "
+                    "them again"
                 )
-            self._publish(partial, name)
+            self._publish(spool.path, spool.sha256)
+            return Blob(spool.sha256, spool.size)
+
+    def restore(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Store what comes from elsewhere under the name it has there.
+
+        Args:
+            name: Its sha256.
+            chunks: The content.
+
+        Raises:
+            damaged: It has another hash; nothing is kept.
+        """
+        with self._received(chunks, None) as spool:
+            if spool.sha256 != name:
+                raise damaged(name, spool.sha256)
+            self._publish(spool.path, name)
+
+    @contextmanager
+    def _received(self, chunks: Iterable[bytes], most: int | None) -> Iterator[Spool]:
+        """Write bytes aside as they come; what is not published is removed."""
+        spool = Spool(self._incoming)
+        try:
+            for chunk in chunks:
+                if most is not None and spool.size + len(chunk) > most:
+                    raise TooLargeError(f"more than {most} bytes; that is the most taken")
+                spool.write(chunk)
+            spool.seal()
+            yield spool
         finally:
-            partial.unlink(missing_ok=True)
-        return Blob(name, size)
+            spool.discard()
 
     def put_file(self, path: Path) -> Blob:
         """See `port.BlobStore.put_file`; the file stays where it is."""
@@ -113,15 +127,9 @@ class LocalBlobs:
             self._checked.add(state)
         return path
 
-    def touch(self, sha256: str) -> bool:
-        """See `port.BlobStore.touch`."""
-        path = self._path(check_name(sha256))
-        with self._locked(fcntl.LOCK_SH):
-            try:
-                os.utime(path)
-            except FileNotFoundError:
-                return False
-        return True
+    def pinned(self, sha256: str, folder: Path) -> Path:  # noqa: ARG002 (nothing here is evicted)
+        """See `port.BlobStore.pinned`; a blob that is referred to stays where it is."""
+        return self.local_path(sha256)
 
     def delete_orphans(self, referenced: Iterable[str], *, older_than: float) -> list[str]:
         """See `port.BlobStore.delete_orphans`; also removes what writers left behind."""
@@ -164,8 +172,8 @@ class LocalBlobs:
             # if the disk had damaged it. Whoever reads the old file goes on reading that.
             partial.chmod(stat.S_IRUSR | stat.S_IRGRP)
             partial.rename(path)
-        _sync_folder(path.parent)
-        _sync_folder(self._content)
+        sync_folder(path.parent)
+        sync_folder(self._content)
 
     def _chunks(self, path: Path, sha256: str) -> Iterator[bytes]:
         digest = hashlib.sha256()
@@ -191,11 +199,3 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return float("inf")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

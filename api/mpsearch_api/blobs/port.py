@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from mpsearch_api.blobs.parts import PartStore
 
 __all__ = ["Blob", "BlobStore"]
 
@@ -25,6 +28,11 @@ class Blob:
 
 class BlobStore(Protocol):
     """Content-addressed storage; what is there is complete, fsynced and never changes."""
+
+    @property
+    def parts(self) -> PartStore:
+        """Pieces of what is on its way in."""
+        ...
 
     def put(
         self, chunks: Iterable[bytes], *, most: int | None = None, sha256: str | None = None
@@ -67,6 +75,8 @@ class BlobStore(Protocol):
     def local_path(self, sha256: str) -> Path:
         """Give a read-only local file with the content, fetched first if it lies elsewhere.
 
+        It is to be opened soon; see `pinned` for longer.
+
         Args:
             sha256: Its name.
 
@@ -78,14 +88,18 @@ class BlobStore(Protocol):
         """
         ...
 
-    def touch(self, sha256: str) -> bool:
-        """Make a blob young, so that the clean-up of orphans passes it over for a while.
+    def pinned(self, sha256: str, folder: Path) -> Path:
+        """Give a read-only local file that stays there as long as a folder does.
 
         Args:
             sha256: Its name.
+            folder: Of whoever reads the file, at any time until the folder is removed.
 
         Returns:
-            Whether there is one.
+            The path.
+
+        Raises:
+            MissingBlobError: There is none.
         """
         ...
 

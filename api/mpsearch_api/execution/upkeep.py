@@ -34,7 +34,7 @@ def tidy_up(settings: Settings, store: Store, blobs: BlobStore) -> None:
     jobs = []
     if settings.retention_days is not None:
         jobs = store.jobs.purge(time.time() - settings.retention_days * 86_400)
-    uploads = store.catalog.expire_uploads(settings.upload_hours * 3600)
+    uploads = store.uploads.expire(settings.upload_hours * 3600, blobs.parts)
     orphans = blobs.delete_orphans(store.catalog.referenced_blobs(), older_than=ORPHAN_AGE)
     cached = prune(settings.data_dir, CACHE_BYTES)
     if jobs or uploads or orphans or cached:

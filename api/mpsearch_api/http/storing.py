@@ -130,10 +130,10 @@ async def stored_from(
 
 
 async def _uploaded(service: Service, tenant: str, upload: str) -> Blob:
-    catalog = service.store.catalog
-    if await service.call(catalog.get_upload, tenant, upload) is None:
+    uploads = service.store.uploads
+    if await service.call(uploads.get, tenant, upload) is None:
         raise missing("upload", upload)
-    return await service.write(catalog.finish_upload, tenant, upload, service.blobs)
+    return await service.write(uploads.finish, tenant, upload, service.blobs)
 
 
 async def _room(service: Service, tenant: str) -> int:

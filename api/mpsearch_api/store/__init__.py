@@ -1,4 +1,4 @@
-"""Jobs, uploads, keys and cached results in one database."""
+"""Jobs, uploads, stored objects and keys in one database."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from mpsearch_api.store.catalog import Catalog
     from mpsearch_api.store.changes import Changes
     from mpsearch_api.store.database import Clock, Database
+    from mpsearch_api.store.dispatchers import Dispatchers
     from mpsearch_api.store.jobs import SqlJobs
     from mpsearch_api.store.keys import Keys
-    from mpsearch_api.store.profiles import Profiles
+    from mpsearch_api.store.uploads import Uploads
 
 __all__ = ["Store", "open_store"]
 
@@ -24,17 +25,19 @@ class Store:
     Attributes:
         database: Where it is.
         jobs: The jobs; see `port.JobStore`.
-        catalog: Uploads and stored objects.
+        catalog: Stored objects.
+        uploads: Files on their way in.
         keys: API keys.
-        profiles: Results that can be used again.
+        dispatchers: Those that work on this database.
         changes: Waiting for something to happen to a job.
     """
 
     database: Database
     jobs: SqlJobs
     catalog: Catalog
+    uploads: Uploads
     keys: Keys
-    profiles: Profiles
+    dispatchers: Dispatchers
     changes: Changes
 
     def ready(self) -> str | None:
@@ -70,11 +73,11 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
     from mpsearch_api.store.catalog import Catalog
     from mpsearch_api.store.changes import Changes
     from mpsearch_api.store.database import Database
+    from mpsearch_api.store.dispatchers import Dispatchers
     from mpsearch_api.store.jobs import SqlJobs
     from mpsearch_api.store.keys import Keys
     from mpsearch_api.store.migrate import upgrade
-    from mpsearch_api.store.partial import PartialFiles
-    from mpsearch_api.store.profiles import Profiles
+    from mpsearch_api.store.uploads import Uploads
 
     # Other users of the machine need not read what tenants keep from each other.
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,8 +86,9 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
     return Store(
         database=database,
         jobs=SqlJobs(database),
-        catalog=Catalog(database, PartialFiles(settings.data_dir / "uploads")),
+        catalog=Catalog(database),
+        uploads=Uploads(database),
         keys=Keys(database),
-        profiles=Profiles(database),
+        dispatchers=Dispatchers(database),
         changes=Changes(database),
     )

@@ -16,14 +16,15 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "dispatchers",
     "events",
     "idempotency",
     "jobs",
     "keys",
     "metadata",
-    "profiles",
     "stored",
     "tenants",
+    "upload_parts",
     "uploads",
 ]
 
@@ -117,6 +118,17 @@ uploads = Table(
     Column("changed", Time, nullable=False, index=True),
 )
 
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("upload", Id, ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", Sha256, nullable=False),
+    # Where the blob store keeps the bytes.
+    Column("place", String(100), nullable=False),
+)
+
 stored = Table(
     "stored",
     metadata,
@@ -145,11 +157,12 @@ keys = Table(
     Column("revoked", Time),
 )
 
-profiles = Table(
-    "profiles",
+dispatchers = Table(
+    "dispatchers",
     metadata,
-    Column("tenant", Tenant, primary_key=True),
-    Column("key_sha256", Sha256, primary_key=True),
-    Column("sha256", Sha256, nullable=False),
-    Column("created", Time, nullable=False),
+    Column("name", String(200), primary_key=True),
+    Column("time", Time, nullable=False),
+    # What keeps it from running jobs.
+    Column("reason", Text),
+    Column("running", Integer, nullable=False),
 )

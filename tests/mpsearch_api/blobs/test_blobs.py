@@ -190,14 +190,6 @@ def test_content_stored_again_is_young_again(blobs: BlobStore, settings: Setting
     assert blobs.delete_orphans((), older_than=60) == []
 
 
-def test_content_that_was_touched_is_young_again(blobs: BlobStore, settings: Settings) -> None:
-    assert not blobs.touch(NAME)
-    blobs.put([CONTENT])
-    make_old(settings)
-    assert blobs.touch(NAME)
-    assert blobs.delete_orphans((), older_than=60) == []
-
-
 def test_damaged_content_is_whole_again_once_it_is_stored_again(
     blobs: BlobStore, settings: Settings
 ) -> None:

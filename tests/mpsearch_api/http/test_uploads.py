@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpsearch_api.http.service import TRANSFERS_OF_ONE
+from mpsearch_api.store.appending import Appending
 from tests.mpsearch_api.http.running import MakeSite, Site
 
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -65,14 +66,25 @@ def test_a_part_at_the_wrong_place_is_told_the_right_one(site: Site) -> None:
     assert site.client.head(f"/v1/uploads/{upload}").headers["Upload-Offset"] == "40"
 
 
-def test_a_part_that_overtakes_an_earlier_try_is_told_where_to_go_on(site: Site) -> None:
+def test_a_part_that_another_overtook_is_told_where_to_go_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upload = announce(site, bytes(100))
     send(site, upload, 0, bytes(40))
-    with site.store.catalog.appending("local", upload, 40):
+    plain_close = Appending.close
+
+    def overtaken(self: Appending) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Appending, "close", plain_close)
+            site.store.uploads.append("local", upload, 40, [bytes(5)], site.blobs.parts)
+        plain_close(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Appending, "close", overtaken)
         answer = send(site, upload, 40, bytes(10))
-    assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "40")
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (409, "45")
     assert "another request" in answer.json()["detail"]
-    assert send(site, upload, 40, bytes(60)).status_code == 204
+    assert send(site, upload, 45, bytes(55)).status_code == 204
 
 
 def test_refused_bodies_leave_no_bytes_behind(site: Site) -> None:

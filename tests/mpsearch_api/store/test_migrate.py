@@ -21,7 +21,9 @@ from mpsearch_api.store.tables import metadata
 
 JOB = "job_01m819jkthcxdtfdfpys9j4pkq"
 TOKEN_SHA256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-# What a database of each version may hold, in the SQL of that time.
+UNFINISHED = "upl_01m819jkthcxdtfdfpys9j4pkq"
+FINISHED = "upl_01m819jkthcxdtfdfpys9j4pkr"
+# What each version may add to what a database holds already, in the SQL of that time.
 ROWS = {
     "0001": [
         f"""INSERT INTO jobs (id, tenant, status, attempt, deaths, created, last_event, request,
@@ -33,7 +35,14 @@ ROWS = {
         f"""INSERT INTO keys VALUES ('key_01m819jkthcxdtfdfpys9j4pkq', 'ann', '"old"',
             '{TOKEN_SHA256}', 'read write', 1.8e9, NULL, NULL)""",
         f"INSERT INTO profiles VALUES ('ann', '{'0' * 64}', '{'1' * 64}', 1.8e9)",
-    ]
+        f"""INSERT INTO uploads VALUES ('{UNFINISHED}', 'ann', 10, 4, NULL, NULL, 1.8e9, 1.8e9),
+            ('{FINISHED}', 'ann', 10, 10, NULL, '{"1" * 64}', 1.8e9, 1.8e9)""",
+    ],
+    "0002": [
+        f"INSERT INTO upload_parts VALUES ('{UNFINISHED}', 0, 4, '{'2' * 64}', 'place')",
+        f"UPDATE uploads SET \"offset\" = 4 WHERE id = '{UNFINISHED}'",
+        "INSERT INTO dispatchers VALUES ('machine-1', 1.8e9, NULL, 1)",
+    ],
 }
 
 
@@ -65,11 +74,13 @@ def test_every_earlier_version_upgrades_to_the_tables_of_today(
 def test_an_upgrade_keeps_what_was_there(
     database: Database, service_settings: Settings, start: str
 ) -> None:
-    upgrade(database, start)
-    with database.write() as connection:
-        for statement in ROWS[start]:
-            values = {"request": a_request("old").model_dump_json()} if ":req" in statement else {}
-            connection.execute(text(statement), values)
+    for version in revisions()[: revisions().index(start) + 1]:
+        upgrade(database, version)
+        with database.write() as connection:
+            for statement in ROWS[version]:
+                request = a_request("old").model_dump_json()
+                values = {"request": request} if ":req" in statement else {}
+                connection.execute(text(statement), values)
     store = open_store(service_settings)
     try:
         job = store.jobs.get("ann", JOB)
@@ -78,7 +89,10 @@ def test_an_upgrade_keeps_what_was_there(
         assert [event.status for event in store.jobs.events("ann", JOB)] == ["queued"]
         assert store.jobs.submit("ann", a_request())[1]
         assert [key.name for key in store.keys.list()] == ["old"]
-        assert "1" * 64 in store.catalog.referenced_blobs()
+        assert store.catalog.referenced_blobs() == {"1" * 64}
+        assert store.uploads.get("ann", FINISHED).complete
+        # The first version kept bytes where no later one looks: these are to be sent again.
+        assert store.uploads.get("ann", UNFINISHED).offset == (0 if start == "0001" else 4)
     finally:
         store.close()
 

@@ -18,7 +18,7 @@ from mpsearch_api.http.documented import COMMON, answers
 from mpsearch_api.http.problems import ProblemResponse, located, problem
 from mpsearch_api.http.receiving import chunks_of
 from mpsearch_api.http.service import Service
-from mpsearch_api.store.catalog import Appending
+from mpsearch_api.store.appending import Appending
 
 __all__ = ["router"]
 
@@ -70,7 +70,7 @@ async def create_upload(body: NewUpload, service: TheService, caller: Writer) ->
             413, f"a file of {body.size:,} bytes; at most {settings.upload_bytes:,} are taken"
         )
     found = await service.write(
-        service.store.catalog.create_upload,
+        service.store.uploads.create,
         caller.tenant,
         body.size,
         body.sha256,
@@ -91,7 +91,7 @@ async def create_upload(body: NewUpload, service: TheService, caller: Writer) ->
 )
 async def get_upload(upload_id: UploadId, service: TheService, caller: Reader) -> Response:
     """Give an upload; `Upload-Offset` is where the next part begins."""
-    found = await service.call(service.store.catalog.get_upload, view(caller), upload_id)
+    found = await service.call(service.store.uploads.get, view(caller), upload_id)
     if found is None:
         raise missing("upload", upload_id)
     headers = {"Upload-Offset": str(found.offset), "Cache-Control": "no-store"}
@@ -129,24 +129,26 @@ async def send_part(
     """Append bytes to an upload."""
     check_octets(request)
     tenant = view(caller)
-    catalog = service.store.catalog
-    found = await service.call(catalog.get_upload, tenant, upload_id)
+    uploads = service.store.uploads
+    found = await service.call(uploads.get, tenant, upload_id)
     if found is None:
         raise missing("upload", upload_id)
     if found.complete or found.offset != upload_offset:
         return _elsewhere(request, found)
     try:
-        part = await service.call(catalog.appending, tenant, upload_id, upload_offset)
+        part = await service.call(
+            uploads.appending, tenant, upload_id, upload_offset, service.blobs.parts
+        )
+        try:
+            await _written(request, service, part)
+        finally:
+            await service.write(part.close)
     except StateError as error:
-        # Such as an earlier try of the same part that is still on its way.
-        found = await service.call(catalog.get_upload, tenant, upload_id)
+        # Such as another try of the same part, which was quicker, perhaps on another server.
+        found = await service.call(uploads.get, tenant, upload_id)
         if found is None:
             raise missing("upload", upload_id) from error
         return _elsewhere(request, found, str(error))
-    try:
-        await _written(request, service, part)
-    finally:
-        await service.write(part.close)
     if part.offset == found.size:
         found = await _finished(service, tenant, found)
     return Response(status_code=204, headers={"Upload-Offset": str(part.offset)})
@@ -161,7 +163,8 @@ async def send_part(
 )
 async def delete_upload(upload_id: UploadId, service: TheService, caller: Writer) -> Response:
     """Forget an upload and its bytes; what was made from it stays."""
-    if not await service.write(service.store.catalog.delete_upload, view(caller), upload_id):
+    delete = service.store.uploads.delete
+    if not await service.write(delete, view(caller), upload_id, service.blobs.parts):
         raise missing("upload", upload_id)
     return Response(status_code=204)
 
@@ -190,9 +193,9 @@ async def _written(request: Request, service: Service, part: Appending) -> None:
 
 
 async def _finished(service: Service, tenant: str | None, upload: Upload) -> Upload:
-    catalog = service.store.catalog
-    await service.write(catalog.finish_upload, tenant, upload.id, service.blobs)
-    return await service.call(catalog.get_upload, tenant, upload.id) or upload
+    uploads = service.store.uploads
+    await service.write(uploads.finish, tenant, upload.id, service.blobs)
+    return await service.call(uploads.get, tenant, upload.id) or upload
 
 
 def _elsewhere(request: Request, upload: Upload, why: str | None = None) -> Response:
