@@ -15,7 +15,7 @@ from mpsearch.models.dataset import Batch, DataSet
 from mpsearch.models.running import evaluation_mode, forward
 from mpsearch.schemas import Measurement
 
-__all__ = ["Loss", "Tally", "as_loss", "known_losses", "measure", "with_float_outputs"]
+__all__ = ["Loss", "Tally", "as_loss", "known_losses", "mean_of", "measure", "with_float_outputs"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -244,7 +244,12 @@ def with_float_outputs(model: nn.Module, data: DataSet) -> DataSet:
 
 
 class Tally:
-    """Adds up loss and metric over batches, in float64."""
+    """Adds up loss and metric over batches, in float64.
+
+    Attributes:
+        parts: Sum of the loss over the terms of each batch, and their number; `mean_of` makes the
+            mean loss of them.
+    """
 
     def __init__(self, loss: Loss) -> None:
         """Start at nothing.
@@ -253,9 +258,8 @@ class Tally:
             loss: The loss, with its metric.
         """
         self._loss = loss
-        self._losses: list[float] = []
+        self.parts: list[tuple[float, int]] = []
         self._scores: list[float] = []
-        self._terms = 0
         self._inputs = 0
 
     def add(self, inputs: Tensor, output: Tensor, target: Tensor | None) -> None:
@@ -271,11 +275,10 @@ class Tally:
         terms = len(inputs)
         if loss.terms is not None and target is not None:
             terms = loss.terms(output, target)
-        if terms:  # the mean over nothing is no number
-            self._losses.append(mean * terms)
+        # The mean over nothing is no number.
+        self.parts.append((mean * terms if terms else 0.0, terms))
         if loss.metric is not None and target is not None:
             self._scores.append(float(loss.metric(output, target).sum()))
-        self._terms += terms
         self._inputs += len(inputs)
 
     def measurement(self) -> Measurement:
@@ -283,21 +286,37 @@ class Tally:
 
         Returns:
             Mean loss and metric over everything that was counted.
-
-        Raises:
-            DataError: Nothing was counted.
-            ModelError: The loss is NaN or infinite.
         """
-        if not self._terms:
-            raise DataError("there is no input to measure on")
-        value = math.fsum(self._losses) / self._terms
-        if not math.isfinite(value):
-            raise ModelError(f"the model's {self._loss.name} is {value} on this data")
+        value = mean_of(self.parts, self._loss)
         metric = math.fsum(self._scores) / self._inputs if self._scores else None
         if self._loss.metric_of_loss is not None:
             found = self._loss.metric_of_loss(value)
             metric = found if math.isfinite(found) else None
         return Measurement(loss=value, metric=metric)
+
+
+def mean_of(parts: Iterable[tuple[float, int]], loss: Loss) -> float:
+    """Compute a mean loss from what was counted, batch by batch.
+
+    Args:
+        parts: As in `Tally`, of all batches in order.
+        loss: The loss, for messages.
+
+    Returns:
+        The mean over all terms, rounded once.
+
+    Raises:
+        DataError: Nothing was counted.
+        ModelError: The loss is NaN or infinite.
+    """
+    counted = list(parts)
+    terms = sum(count for _, count in counted)
+    if not terms:
+        raise DataError("there is no input to measure on")
+    value = math.fsum(total for total, _ in counted) / terms
+    if not math.isfinite(value):
+        raise ModelError(f"the model's {loss.name} is {value} on this data")
+    return value
 
 
 def measure(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Measurement:

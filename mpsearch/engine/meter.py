@@ -110,6 +110,20 @@ class AllocationMeter:
         Returns:
             Their measurements, in order; the same numbers as `measure` gives.
         """
+        return [tally.measurement() for tally in self.tally_many(choices, on_step)]
+
+    def tally_many(
+        self, choices: Sequence[Choice], on_step: Callable[[int, int], None] | None = None
+    ) -> list[Tally]:
+        """Measure as `measure_many` does, and leave the batches apart.
+
+        Args:
+            choices: As in `measure_many`.
+            on_step: As in `measure_many`.
+
+        Returns:
+            What was counted of every choice, batch by batch.
+        """
         self._prepare()
         tallies = [Tally(self._loss) for _ in choices]
         total = len(choices) * len(self._batches)
@@ -121,7 +135,7 @@ class AllocationMeter:
                     tally.add(inputs, self._output(index, choice, recording), target)
                     if on_step is not None:
                         on_step(index * len(choices) + number, total)
-        return [tally.measurement() for tally in tallies]
+        return tallies
 
     def _prepare(self) -> None:
         """Refuse options that are on, and forget what was recorded of weights since changed."""

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.errors import ModelError
-from mpsearch.sensitivity.hessian_products import ProbeRound, pyhessian_round, taped_round
+from mpsearch.sensitivity.hessian_probes import ProbeRound, pyhessian_round, taped_round
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.ranking import unsettled_share
 from mpsearch.sensitivity.second_order import squared_errors
+from mpsearch.sensitivity.sharding import ShardRunner
 
 __all__ = ["HessianTrace"]
 
@@ -93,9 +94,10 @@ class HessianTrace(Estimator):
         rounds: list[ProbeRound] = []
         each: NDArray[np.float64] = np.zeros((0, len(task.layers), len(task.options)))
         moved = squared_errors(task)
-        for first, count in self._rounds():
-            rounds.append(self._round(task, first, count))
-            each = np.concatenate([each, _scores_of_probes(task, rounds[-1], moved)])
+        runner = ShardRunner(task)
+        for numbers in self._rounds():
+            rounds.append(self._round(runner, task, numbers))
+            each = np.concatenate([each, _scores_of_probes(task, rounds[-1], rounds[0], moved)])
             if self._probes == "auto" and unsettled_share(*_summary(each)) <= self._settled:
                 break
         score, stderr = _summary(each)
@@ -118,18 +120,22 @@ class HessianTrace(Estimator):
     def _of_inputs(self, task: ScoringTask) -> bool:
         return self._activations or bool(task.activation_formats)
 
-    def _rounds(self) -> Iterator[tuple[int, int]]:
-        """List the number of the first probe and the number of probes of every round."""
-        if isinstance(self._probes, int):
-            yield 0, self._probes
-            return
-        for first in range(0, self._most, ROUND):
-            yield first, min(ROUND, self._most - first)
+    @property
+    def _last(self) -> int:
+        return self._probes if isinstance(self._probes, int) else self._most
 
-    def _round(self, task: ScoringTask, first: int, count: int) -> ProbeRound:
-        numbers = range(first, first + count)
-        multiply = taped_round if self._engine == "mpsearch" else pyhessian_round
-        found = multiply(task, numbers, self._of_inputs(task))
+    def _rounds(self) -> Iterator[range]:
+        """List the numbers of the probes of every round, whoever computes them."""
+        step = self._last if isinstance(self._probes, int) else ROUND
+        for first in range(0, self._last, step):
+            yield range(first, min(first + step, self._last))
+
+    def _round(self, runner: ShardRunner, task: ScoringTask, numbers: range) -> ProbeRound:
+        inputs = self._of_inputs(task)
+        if self._engine == "mpsearch":
+            found = taped_round(runner, task, numbers, inputs, self._last)
+        else:
+            found = pyhessian_round(task, numbers, inputs)
         finite = np.isfinite(found.weights).all() and np.isfinite(found.activations).all()
         if not (finite and math.isfinite(found.float_loss)):
             raise ModelError(f"{task.loss.name} or its Hessian is not finite on this data")
@@ -137,16 +143,17 @@ class HessianTrace(Estimator):
 
 
 def _scores_of_probes(
-    task: ScoringTask, found: ProbeRound, moved: NDArray[np.float64]
+    task: ScoringTask, found: ProbeRound, first: ProbeRound, moved: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Turn traces of single probes into scores of single probes: probes x layers x options."""
+    # What formats do to inputs is not random, and only the first round measured it.
     sizes = np.array([layer.weights for layer in task.layers], dtype=np.float64)
     scores = (found.weights / sizes)[:, :, None] * moved
     for column, option in enumerate(task.options):
         if not option.activation.is_float:
             for row, layer in enumerate(task.layers):
-                mean_trace = found.activations[:, row] / max(1.0, found.input_sizes[row])
-                scores[:, row, column] += mean_trace * found.input_errors.get(
+                mean_trace = found.activations[:, row] / max(1.0, first.input_sizes[row])
+                scores[:, row, column] += mean_trace * first.input_errors.get(
                     (layer.name, option.activation), 0.0
                 )
     return scores

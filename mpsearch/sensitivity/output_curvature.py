@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mpsearch.errors import InputError
 from mpsearch.losses import Loss
 
-__all__ = ["Draw", "class_axis", "complete_factors", "draw_factor"]
+__all__ = ["Draw", "class_axis", "complete_factors", "draw_factor", "draw_generator"]
 
 Draw = Literal["signs", "labels"]
 """How factors are drawn: from random signs over all classes, or from one label of the model."""
@@ -41,6 +42,22 @@ def class_axis(loss: Loss) -> int | None:
             f"{', '.join(sorted([*CLASSES, 'mse']))}); use hessian_trace, which takes any loss"
         )
     return CLASSES[loss.name]
+
+
+def draw_generator(seed: int, draw: int, batch: int) -> torch.Generator:
+    """Make the source of one draw on one batch, which is the same wherever that is computed.
+
+    Args:
+        seed: The user's seed.
+        draw: Number of the draw.
+        batch: Number of the batch.
+
+    Returns:
+        A generator on the CPU.
+    """
+    sequence = np.random.SeedSequence((seed % 2**64, draw, batch))
+    (state,) = sequence.generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def draw_factor(output: Tensor, loss: Loss, generator: torch.Generator, draw: Draw) -> Tensor:

@@ -1,12 +1,10 @@
-"""Long measurements in shards: resumed after a crash, spread over workers, the same bits always."""
+"""Measuring many choices of options in shards: some choices on some batches each."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,23 +12,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.engine.meter import AllocationMeter
-from mpsearch.errors import InputError
+from mpsearch.engine.meter import DEFAULT_PREFIX_MEMORY, AllocationMeter
 from mpsearch.formats import Option
-from mpsearch.losses import Loss, as_loss, known_losses
-from mpsearch.models.fingerprint import model_fingerprint
-from mpsearch.progress import Progress
-from mpsearch.quantize import Quantizer
-from mpsearch.sensitivity.content import content_key, loss_identity
+from mpsearch.losses import Loss, mean_of
 from mpsearch.sensitivity.protocol import ScoringTask
-from mpsearch.sensitivity.shard_files import Measured, read_shard, write_shard
+from mpsearch.sensitivity.shard_files import Arrays
+from mpsearch.sensitivity.shard_payload import ShardContext
+from mpsearch.sensitivity.shard_plan import Cell, batches_of, cells, forward_flops
+from mpsearch.sensitivity.sharding import Work, run_shards
 
-__all__ = ["Measured", "content_key", "measure_choices", "measure_outputs"]
+__all__ = ["Measured", "measure_choices", "measure_outputs"]
 
-SHARD = 32
-"""Choices in one shard; fixed, so that neither results nor files depend on the workers."""
+FEWEST = 8
+"""Choices that are worth a shard of their own: what is shared is recorded in about three runs."""
+
+SHARE_RUN = 0.5
+"""Part of a forward pass that a choice takes on average, because what did not change is re-used."""
 
 Choice = Mapping[str, Option]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of many choices.
+
+    Attributes:
+        losses: float64 `[choices]`.
+        outputs: The model's outputs for the first inputs, float32 `[choices, inputs, ...]`; no
+            inputs where none were asked for.
+    """
+
+    losses: NDArray[np.float64]
+    outputs: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """A shard: choices to measure on some batches.
+
+    Attributes:
+        batches: Numbers of the batches.
+        choices: (layer, option) pairs of every choice.
+        inputs: How many inputs' outputs to keep, from the first of the whole data on.
+    """
+
+    batches: range
+    choices: tuple[tuple[tuple[str, Option], ...], ...]
+    inputs: int
 
 
 def measure_choices(
@@ -55,9 +83,9 @@ def measure_outputs(
 ) -> Measured:
     """Measure the loss of many choices of options, and keep the model's outputs.
 
-    Shards of 32 choices are written to the task's `cache_dir` as they are finished, and read back
-    by the next run with the same model, data, loss and choices. With an `executor` they run there,
-    each on a copy of the model; the numbers are those of a run without one.
+    Shards are written to the task's `cache_dir` as they are finished, and read back by the next run
+    with the same model, data, loss and choices. With an `executor` they run there, each on a copy
+    of the model; the numbers are those of a run without one.
 
     Args:
         task: Model, quantizer and data.
@@ -69,137 +97,89 @@ def measure_outputs(
     Returns:
         Losses and outputs, in the order of the choices.
     """
-    shards = [choices[start : start + SHARD] for start in range(0, len(choices), SHARD)]
-    files = _files(task, shards, loss, inputs)
-    found = {number: read_shard(file, len(shards[number])) for number, file in files.items()}
-    done = {number: values for number, values in found.items() if values is not None}
-
-    def finish(number: int, values: Measured) -> None:
-        done[number] = values
-        if number in files:
-            write_shard(files[number], values)
-
-    def report(extra: int = 0) -> None:
-        count = sum(len(shards[number]) for number in done) + extra
-        task.on_progress(Progress("profile", count, len(choices), what))
-
-    missing = [number for number in range(len(shards)) if number not in done]
-    if done:
-        report()
-    if task.executor is None or not missing:
-        kept = _Outputs(loss, inputs)
-        meter = _meter(task, kept.loss) if missing else None
-        for number in missing:
-            assert meter is not None
-            step = _stepping(report, len(shards[number]))
-            losses = [m.loss for m in meter.measure_many(shards[number], step)]
-            finish(number, kept.taken(losses))
-            report()
-    else:
-        payload = _payload(task, loss)
-        running = {
-            task.executor.submit(_measure_shard, payload, list(shards[number]), inputs): number
-            for number in missing
-        }
-        for future in as_completed(running):
-            finish(running[future], future.result())
-            report()
-    ordered = [done[number] for number in range(len(shards))]
-    return Measured(
-        np.concatenate([part.losses for part in ordered]),
-        np.concatenate([part.outputs for part in ordered])
-        if inputs
-        else np.zeros((len(choices), 0)),
-    )
+    if not choices:
+        return Measured(np.zeros(0), np.zeros((0, 0)))
+    named = [tuple(sorted(choice.items(), key=lambda item: item[0])) for choice in choices]
+    grid = cells(batches_of(task), len(choices), SHARE_RUN * forward_flops(task), finest=FEWEST)
+    shards = [
+        _Choices(cell.batches, tuple(named[c] for c in cell.columns), inputs) for cell in grid
+    ]
+    work = Work(_measure_shard, shards, [cell.steps for cell in grid], what)
+    found = run_shards(replace(task, loss=loss), work)
+    return _put_together(grid, found, loss, inputs)
 
 
-def _meter(task: ScoringTask, loss: Loss) -> AllocationMeter:
-    if task.memory_limit is None:
-        return AllocationMeter(task.quantizer, task.data.batches(), loss)
-    return AllocationMeter(
-        task.quantizer, task.data.batches(), loss, memory_limit=task.memory_limit // 2
-    )
+def _put_together(
+    grid: Sequence[Cell], found: Sequence[Arrays], loss: Loss, inputs: int
+) -> Measured:
+    """Take means over all batches, and lay outputs side by side."""
+    parts: dict[int, list[tuple[float, int]]] = {}
+    outputs: dict[int, list[NDArray[Any]]] = {}
+    for cell, arrays in zip(grid, found, strict=True):
+        for position, choice in enumerate(cell.columns):
+            sums = arrays["sums"][position].tolist()
+            parts.setdefault(choice, []).extend(zip(sums, arrays["terms"].tolist(), strict=True))
+            if arrays["outputs"].shape[1]:
+                outputs.setdefault(choice, []).append(arrays["outputs"][position])
+    order = sorted(parts)
+    losses = np.array([mean_of(parts[choice], loss) for choice in order])
+    if not inputs:
+        return Measured(losses, np.zeros((len(losses), 0)))
+    return Measured(losses, np.stack([np.concatenate(outputs[choice]) for choice in order]))
+
+
+def _measure_shard(context: ShardContext, shard: _Choices, step: Callable[[int], None]) -> Arrays:
+    """Measure choices on some batches: sums of the loss `[choices, batches]`, terms `[batches]`."""
+    meter, outputs = _meter(context, shard)
+
+    def on_step(runs: int, total: int) -> None:
+        if runs < total:
+            step(runs)
+
+    tallies = meter.tally_many([dict(choice) for choice in shard.choices], on_step)
+    return {
+        "sums": np.array([[value for value, _ in tally.parts] for tally in tallies]),
+        "terms": np.array([count for _, count in tallies[0].parts]),
+        "outputs": outputs.taken(len(shard.choices)),
+    }
+
+
+def _meter(context: ShardContext, shard: _Choices) -> tuple[AllocationMeter, _Outputs]:
+    """Make a meter, or take that of the last shard on the same batches with its recording."""
+    key = f"meter of {shard.batches} with outputs of {shard.inputs}"
+    if key not in context.kept:
+        context.kept.clear()
+        task, batches = context.task, shard.batches
+        outputs = _Outputs(task.loss, shard.inputs - batches.start * task.data.batch_size)
+        data = list(islice(task.data.batches(), batches.start, batches.stop))
+        limit = DEFAULT_PREFIX_MEMORY if task.memory_limit is None else task.memory_limit // 2
+        meter = AllocationMeter(task.quantizer, data, outputs.loss, memory_limit=limit)
+        context.kept[key] = meter, outputs
+    found: tuple[AllocationMeter, _Outputs] = context.kept[key]
+    return found
 
 
 class _Outputs:
     """Keeps the outputs that pass through a loss, for the first inputs."""
 
     def __init__(self, loss: Loss, inputs: int) -> None:
-        self.loss = loss if not inputs else replace(loss, function=self._watch)
+        self._inputs = max(0, inputs)
+        self.loss = loss if not self._inputs else replace(loss, function=self._watch)
         self._function = loss.function
-        self._inputs = inputs
         self._seen: list[Tensor] = []
 
     def _watch(self, output: Tensor, target: Tensor) -> Tensor:
         self._seen.append(output.float().cpu())
         return self._function(output, target)
 
-    def taken(self, losses: Sequence[float]) -> Measured:
+    def taken(self, choices: int) -> NDArray[Any]:
         """Put the outputs of a shard together, which came choice by choice of one batch first."""
-        values = np.array(losses, dtype=np.float64)
         if not self._inputs:
-            return Measured(values, np.zeros((len(losses), 0)))
+            return np.zeros((choices, 0))
         batches = [
-            torch.stack(self._seen[start : start + len(losses)])
-            for start in range(0, len(self._seen), len(losses))
+            torch.stack(self._seen[start : start + choices])
+            for start in range(0, len(self._seen), choices)
         ]
         self._seen.clear()
-        return Measured(values, torch.cat(batches, dim=1)[:, : self._inputs].numpy())
-
-
-def _stepping(report: Any, size: int) -> Any:  # noqa: ANN401 - a callback of two counts
-    def step(runs: int, total: int) -> None:
-        if runs < total:
-            report(runs * size // total)
-
-    return step
-
-
-def _payload(task: ScoringTask, loss: Loss) -> bytes:
-    """Pack what a worker needs; a copy, because measuring changes the model for a while."""
-    named: Loss | str = loss.name if loss.name in known_losses() else loss
-    try:
-        return pickle.dumps(
-            (task.model, dict(task.ranges), task.data, named, torch.get_num_threads())
-        )
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"the model or the loss {loss.name} cannot be sent to workers: {error}; "
-            "define them at the top of a module, or leave out the executor"
-        ) from error
-
-
-def _measure_shard(payload: bytes, choices: list[Choice], inputs: int) -> Measured:
-    """Measure one shard on a copy of the model; runs in a worker."""
-    model, ranges, data, loss, threads = pickle.loads(payload)  # noqa: S301 - our own bytes
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)  # sums are split by threads, which shows in the last bits
-    kept = _Outputs(as_loss(loss), inputs)
-    meter = AllocationMeter(Quantizer(model, ranges), data.batches(), kept.loss)
-    return kept.taken([measured.loss for measured in meter.measure_many(choices)])
-
-
-def _files(
-    task: ScoringTask, shards: Sequence[Sequence[Choice]], loss: Loss, inputs: int
-) -> dict[int, Path]:
-    if task.cache_dir is None:
-        return {}
-    common: dict[str, Any] = {
-        "model": model_fingerprint(task.model),
-        "data": task.data.fingerprint,
-        "loss": loss_identity(loss),
-        "ranges": sorted((name, repr(found)) for name, found in task.ranges.items()),
-    }
-    if inputs:
-        common["outputs"] = inputs
-    folder = Path(task.cache_dir) / "shards"
-    files = {}
-    for number, shard in enumerate(shards):
-        menu = [
-            sorted((layer, repr(o.weight), repr(o.activation)) for layer, o in choice.items())
-            for choice in shard
-        ]
-        files[number] = (
-            folder / f"{content_key(choices=menu, **common)}.{'npz' if inputs else 'json'}"
-        )
-    return files
+        found: NDArray[Any] = torch.cat(batches, dim=1)[:, : self._inputs].numpy()
+        return found

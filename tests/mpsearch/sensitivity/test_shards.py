@@ -113,13 +113,30 @@ def test_a_second_run_measures_nothing_and_other_weights_measure_everything(
         mp.profile(net, data, ["w3", "w4"], "measured_loss", cache_dir=tmp_path)
 
 
-def test_a_broken_shard_is_named(net, data, tmp_path):
-    mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+@pytest.mark.parametrize("content", [b"", b"[1.0]", b"cut off"])
+def test_a_broken_shard_is_measured_again_with_a_warning(net, data, tmp_path, content):
+    first = mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
     shutil.rmtree(tmp_path / "profiles")
-    (file,) = (tmp_path / "shards").glob("*.json")
-    file.write_text("[1.0]")
-    with pytest.raises(mp.errors.DocumentError, match=file.name):
-        mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+    (file,) = (tmp_path / "shards").glob("*.npz")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content == b"cut off" else content)
+    with pytest.warns(RuntimeWarning, match=f"measured again, since .*{file.name}"):
+        again = mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+    assert np.array_equal(first.loss, again.loss)
+    assert file.read_bytes() == whole
+
+
+def test_a_shard_whose_bytes_changed_on_disk_is_not_believed(net, data, tmp_path):
+    first = mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+    shutil.rmtree(tmp_path / "profiles")
+    (file,) = (tmp_path / "shards").glob("*.npz")
+    content = bytearray(file.read_bytes())
+    place = content.index(b"sums.npy") + 160  # within the numbers, behind the array's header
+    content[place] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.warns(RuntimeWarning, match="measured again"):
+        again = mp.profile(net, data, ["w3"], "measured_loss", cache_dir=tmp_path)
+    assert np.array_equal(first.loss, again.loss)
 
 
 def test_a_loss_that_cannot_be_sent_to_workers_is_refused(net, data):
