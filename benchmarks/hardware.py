@@ -21,7 +21,8 @@ import torch
 
 import mpsearch as mp
 from mpsearch.hardware.additivity import budget_met, check_additivity
-from mpsearch.hardware.measure_runtime import Rounds, measure_runtime
+from mpsearch.hardware.measure_runtime import measure_runtime
+from mpsearch.hardware.rounds import Rounds
 from mpsearch.hardware.table import CostTable, Entry
 from mpsearch.models.registry import as_model
 

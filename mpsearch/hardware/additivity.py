@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from mpsearch.errors import InputError, MismatchError
 from mpsearch.formats import Option, parse_option
 from mpsearch.hardware.graph_prices import TO_INT8, graph_prices, is_narrow
 from mpsearch.hardware.interpolation import Estimate
-from mpsearch.hardware.measure_runtime import Rounds, runtime_conditions
+from mpsearch.hardware.measure_runtime import runtime_conditions
 from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, runtime_graph
+from mpsearch.hardware.rounds import FEWEST, Rounds
 from mpsearch.hardware.runtime_session import RuntimeSession, least_disturbed, reference_session
 from mpsearch.hardware.shapes import layer_keys
 from mpsearch.hardware.table import Check, CostTable, to_base
@@ -240,11 +242,15 @@ def _run(
     seconds: dict[str, list[float]] = {label: [] for label in sessions}
     pace: list[float] = []
     total = rounds.warm_up + rounds.rounds
+    deadline = time.monotonic() + rounds.most_seconds
     for done in range(1, total + 1):
         for label, session in sessions.items():
             seconds[label].append(session.run())
         pace.append(reference.run())
-        on_progress(Progress("check", done, total, f"round of {len(sessions)} models"))
+        on_progress(Progress("check", done, total, f"rounds of {len(sessions)} models"))
+        if done >= rounds.warm_up + FEWEST and time.monotonic() > deadline:
+            break
+    on_progress(Progress("check", total, total, f"rounds of {len(sessions)} models"))
     start = rounds.warm_up
     return {k: least_disturbed(v[start:]) for k, v in seconds.items()}, least_disturbed(
         pace[start:]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,8 @@ from mpsearch.formats import Option
 from mpsearch.hardware.cpu_kernels import Kernel, Unsupported, int8_accumulation, kernel_for
 from mpsearch.hardware.cuda_kernels import cuda_conditions, cuda_kernel_for, why_no_cuda
 from mpsearch.hardware.machine import processor
+from mpsearch.hardware.rounds import FEWEST, quartiles_apart
+from mpsearch.hardware.runtime_session import least_disturbed
 from mpsearch.hardware.shapes import TIMED, layer_keys
 from mpsearch.hardware.table import CostTable
 from mpsearch.menu import parse_options
@@ -37,12 +38,14 @@ class Timing:
         sample_seconds: Shortest time of a sample; fast kernels run several times in one.
         warm_up: Runs that are not timed.
         threads: Threads of a kernel on the CPU.
+        most_seconds: After this long by the clock, ten rounds of every kernel are enough.
     """
 
     rounds: int = 30
     sample_seconds: float = 0.001
     warm_up: int = 3
     threads: int = 1
+    most_seconds: float = 150.0
 
 
 DEFAULT_TIMING = Timing()
@@ -102,6 +105,7 @@ def measure_kernels(
         rows = {_place(entry): entry for entry in (known.model_dump()["entries"] if known else ())}
         missing = {(m.op or "", m.option): m.reason for m in (known.unavailable if known else ())}
         unique = list({tuple(layer_keys(x, batch).items()): x for x in layers}.values())
+        deadline = time.monotonic() + timing.most_seconds
         for start in range(0, len(unique), TOGETHER):
             some = unique[start : start + TOGETHER]
             kernels: list[tuple[dict[str, Any], Kernel]] = []
@@ -116,7 +120,9 @@ def measure_kernels(
                         missing[layer.kind, option.name] = kernel.reason
                     else:
                         kernels.append((entry, kernel))
-            times = time_kernels([kernel for _, kernel in kernels], timing, device)
+            share = (deadline - time.monotonic()) * len(some) / (len(unique) - start)
+            run = replace(timing, most_seconds=share)
+            times = time_kernels([kernel for _, kernel in kernels], run, device)
             for (entry, _), (seconds, spread) in zip(kernels, times, strict=True):
                 rows[_place(entry)] = entry | {
                     "values": {"latency": seconds * 1e6},
@@ -124,7 +130,7 @@ def measure_kernels(
                 }
             if rows and save_to is not None:
                 _table(list(rows.values()), missing, batch, conditions, device).save(save_to)
-            on_progress(Progress("measure", start + len(some), len(unique), some[-1].name))
+            on_progress(Progress("measure", start + len(some), len(unique), "shapes of layers"))
     if not rows:
         raise ModelError(
             f"no layer of {type(model).__name__} can be timed at {', '.join(options)}: "
@@ -148,20 +154,21 @@ def time_kernels(
         On one CPU thread the clock is the thread's processor time.
     """
     sample = _cuda_sample if device == "cuda" else _cpu_sample(timing.threads)
-    repeats, samples = [], []
+    deadline = time.monotonic() + timing.most_seconds
+    repeats: list[int] = []
+    samples: list[list[float]] = []
     with torch.inference_mode():
         for kernel in kernels:
             for _ in range(timing.warm_up):
                 kernel()
             repeats.append(max(1, round(timing.sample_seconds / max(sample(kernel, 1), 1e-7))))
-            samples.append([0.0] * timing.rounds)
+            samples.append([])
         for turn in range(timing.rounds):
+            if turn >= FEWEST and time.monotonic() > deadline:
+                break
             for kernel, runs, seconds in zip(kernels, repeats, samples, strict=True):
-                seconds[turn] = sample(kernel, runs)
-    return [
-        (float(np.percentile(s, 10)), float(np.subtract(*np.percentile(s, [75, 25]))))
-        for s in samples
-    ]
+                seconds.append(sample(kernel, runs))
+    return [(least_disturbed(each), quartiles_apart(each)) for each in samples]
 
 
 def _cpu_sample(threads: int) -> Callable[[Kernel, int], float]:

@@ -4,13 +4,12 @@ The model is run at every arithmetic that the options need, all layers alike, an
 neighbours unlike, which shows what conversions cost. Kernels are read from the runtime's own
 profiler; what profiling adds is taken out by scaling each graph's kernels to its own unprofiled
 time. All graphs run in turn, round after round, so that a slow spell of the machine meets each of
-them. With one thread the clock is the thread's processor time, which waiting for a core does not
-lengthen; of every kernel the tenth percentile of its times counts.
+them. With one thread the clock of whole graphs is the thread's processor time, which waiting for a
+core does not lengthen.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from mpsearch.errors import InputError, ModelError
@@ -28,37 +26,23 @@ from mpsearch.hardware.graph_prices import TO_FLOAT, TO_INT8, is_narrow
 from mpsearch.hardware.machine import processor
 from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, onnx_modules, runtime_graph
-from mpsearch.hardware.runtime_session import (
-    WIDENING,
-    ProfiledSession,
-    RuntimeSession,
-    Spent,
-    least_disturbed,
-    reference_session,
+from mpsearch.hardware.rounds import (
+    Rounds,
+    RoundsTaken,
+    Seconds,
+    quartiles_apart,
+    rounds_file,
+    run_rounds,
 )
+from mpsearch.hardware.runtime_session import WIDENING, least_disturbed
 from mpsearch.hardware.shapes import layer_keys
 from mpsearch.hardware.table import CostTable
 from mpsearch.menu import parse_options
 from mpsearch.models.layer import Layer
 from mpsearch.models.layers import find_layers
-from mpsearch.progress import OnProgress, Progress, ignore_progress
+from mpsearch.progress import OnProgress, ignore_progress
 
-__all__ = ["Rounds", "measure_runtime"]
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How long graphs are run.
-
-    Attributes:
-        rounds: Runs of every graph.
-        warm_up: Rounds before them that do not count.
-        threads: Threads of a kernel.
-    """
-
-    rounds: int = 60
-    warm_up: int = 3
-    threads: int = 1
+__all__ = ["measure_runtime"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +66,7 @@ def measure_runtime(
     rounds: Rounds = DEFAULT_ROUNDS,
     known: CostTable | None = None,
     save_to: Path | None = None,
+    resume: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> CostTable:
     """Time a model's kernels in ONNX Runtime, and what lies between its layers.
@@ -93,7 +78,8 @@ def measure_runtime(
         batch: Inputs processed together.
         rounds: How long to run.
         known: A table of this machine to go on with; its rows are kept where no new one is made.
-        save_to: Where to save the table.
+        save_to: Where to save the table; unfinished rounds are kept beside it.
+        resume: Go on with the rounds that are kept there, where an earlier run was interrupted.
         on_progress: Called after every round.
 
     Returns:
@@ -102,7 +88,7 @@ def measure_runtime(
 
     Raises:
         ModelError: None of the options has kernels.
-        InputError: `known` was measured on another machine or under other conditions.
+        InputError: `known`, or the rounds kept, are of another machine, model or other conditions.
     """
     menu = parse_options(options)
     conditions = runtime_conditions(rounds.threads)
@@ -119,11 +105,23 @@ def measure_runtime(
     graph = runtime_graph(model, first)
     layers = {layer.name: layer for layer in find_layers(model, (first[:1], None)).layers}
     allocations = _allocations(graph, [width for width, found in by_width.items() if found])
-    measured, reference = _run(graph, allocations, rounds, on_progress)
+    keep = None if save_to is None else rounds_file(save_to)
+    taken = run_rounds(
+        {name: mixed_graph(graph, narrow) for name, narrow in allocations.items()},
+        graph.example,
+        rounds,
+        conditions,
+        keep=keep,
+        resume=resume,
+        on_progress=on_progress,
+    )
+    measured = {name: _summary(seconds) for name, seconds in taken.graphs.items()}
     rows = list(_rows(graph, layers, allocations, measured, by_width, batch))
-    table = _table(rows, lacking, known, batch, conditions, reference)
+    table = _table(rows, lacking, known, batch, conditions, taken)
     if save_to is not None:
         table.save(save_to)
+    if keep is not None:
+        keep.unlink(missing_ok=True)
     return table
 
 
@@ -169,46 +167,10 @@ def _allocations(graph: RuntimeGraph, widths: Sequence[bool]) -> dict[str, list[
     return found
 
 
-def _run(
-    graph: RuntimeGraph,
-    allocations: Mapping[str, Sequence[str]],
-    rounds: Rounds,
-    on_progress: OnProgress,
-) -> tuple[dict[str, _Measured], float]:
-    proto = {name: mixed_graph(graph, narrow) for name, narrow in allocations.items()}
-    inside = {n: ProfiledSession(p, rounds.threads, graph.example) for n, p in proto.items()}
-    whole = {n: RuntimeSession(p, rounds.threads, graph.example) for n, p in proto.items()}
-    reference = reference_session(rounds.threads)
-    seconds: dict[str, list[float]] = {name: [] for name in proto}
-    pace: list[float] = []
-    total = rounds.warm_up + rounds.rounds
-    for done in range(1, total + 1):
-        for name in proto:
-            inside[name].run()
-            seconds[name].append(whole[name].run())
-        pace.append(reference.run())
-        on_progress(Progress("measure", done, total, f"round {done} of {len(proto)} graphs"))
-    start = rounds.warm_up
-    found = {n: _summary(inside[n].finish()[start:], seconds[n][start:]) for n in proto}
-    return found, least_disturbed(pace[start:])
-
-
-def _summary(runs: Sequence[Spent], whole: Sequence[float]) -> _Measured:
-    work: dict[int, list[float]] = defaultdict(list)
-    between: dict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        for number, seconds in run.work.items():
-            work[number].append(seconds)
-        for number, seconds in run.between.items():
-            between[number].append(seconds)
-    alone = {number: least_disturbed(values) for number, values in work.items()}
-    changes = {number: least_disturbed(values) for number, values in between.items()}
-    scale = least_disturbed(whole) / math.fsum([*alone.values(), *changes.values()])
-    return _Measured(
-        {number: seconds * scale for number, seconds in alone.items()},
-        {n: float(np.subtract(*np.percentile(values, [75, 25]))) for n, values in work.items()},
-        {number: seconds * scale for number, seconds in changes.items()},
-    )
+def _summary(seconds: Seconds) -> _Measured:
+    work, between = seconds.undisturbed()
+    spread = {number: quartiles_apart(values) for number, values in seconds.work.items()}
+    return _Measured(work, spread, between)
 
 
 def _rows(
@@ -291,7 +253,7 @@ def _table(
     known: CostTable | None,
     batch: int,
     conditions: dict[str, str],
-    reference: float,
+    taken: RoundsTaken,
 ) -> CostTable:
     new = {_place(row) for row in rows}
     kept = [] if known is None else [e.model_dump(exclude={"layer"}) for e in known.entries]
@@ -299,7 +261,8 @@ def _table(
     return CostTable.checked(
         {
             "device": f"cpu: {conditions['processor']}, ONNX Runtime",
-            "description": "kernels of ONNX Runtime inside the running model",
+            "description": "kernels of ONNX Runtime inside the running model; "
+            f"{taken.rounds} rounds, whose halves differ by {taken.unsettled:.1%}",
             "provenance": "measured on this machine by mpsearch hardware measure",
             "licence": "own",
             "origin": "measured",
@@ -308,7 +271,7 @@ def _table(
             "entries": rows,
             "unavailable": [{"option": o, "reason": reason} for o, reason in lacking.items()],
             "conditions": conditions,
-            "reference_seconds": reference,
+            "reference_seconds": least_disturbed(taken.pace),
         },
         "the measured table",
     )

@@ -14,9 +14,10 @@ from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import parse_option
 from mpsearch.hardware.additivity import BudgetMet, check_additivity, predicted_latency
 from mpsearch.hardware.graph_prices import TO_FLOAT, TO_INT8, graph_prices
-from mpsearch.hardware.measure_runtime import Rounds, conversions_of, measure_runtime
+from mpsearch.hardware.measure_runtime import conversions_of, measure_runtime
 from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, runtime_graph
+from mpsearch.hardware.rounds import Rounds
 from mpsearch.hardware.table import CostTable
 from mpsearch.menu import Wishes
 from mpsearch.models.digits import DigitsResNet
