@@ -13,7 +13,7 @@ from mpsearch.engine.quantizer import refuse_quantized
 from mpsearch.formats import parse_option
 from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.models.dataset import DataSet
-from mpsearch.models.layers import evaluation_mode, find_layers, forward
+from mpsearch.models.layers import evaluation_mode, find_layers, forward, refuse_valueless
 from mpsearch.models.registry import (
     ModelLike,
     NamedModel,
@@ -88,6 +88,7 @@ def loaded(model: ModelLike, data: DataLike, device: str | None) -> tuple[NamedM
     """
     named = as_model(model)
     refuse_quantized(named.module)
+    refuse_valueless(named.module)
     dataset = as_data(data, model=named)
     if device is not None:
         named = replace(named, module=on_device(named.module, device))

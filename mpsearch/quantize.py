@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from mpsearch.engine.quantizer import (
     mark_quantized,
     refuse_quantized,
 )
-from mpsearch.errors import InputError
+from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Format, Option, parse_option
 from mpsearch.formats.calibration import Method
 from mpsearch.models.dataset import DataSet
@@ -42,7 +43,7 @@ __all__ = [
     "weight_deviation",
 ]
 
-Choice = Allocation | Mapping[str, str]
+Choice = Allocation | Mapping[str, str] | Mapping[str, Option]
 
 _APPLIED: weakref.WeakKeyDictionary[nn.Module, ExitStack] = weakref.WeakKeyDictionary()
 
@@ -62,7 +63,7 @@ def apply(
 
     Args:
         model: The float model; not changed unless `inplace`.
-        allocation: An allocation, or layer -> option.
+        allocation: An allocation, or layer -> option, by name or parsed.
         data: What to calibrate activation ranges on, in any form `mpsearch.profile` takes; by
             default the allocation's own ranges are used.
         inplace: Change the model itself; `restore` takes it back, for which the float weights are
@@ -80,7 +81,8 @@ def apply(
 
     Raises:
         InputError: Something needs data and none was given; a ModelError where the model was
-            quantized in place before and not restored.
+            quantized in place before and not restored, cannot be copied, or has a weight that is
+            NaN or infinite in a layer to be rounded.
     """
     refuse_quantized(model)
     dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
@@ -88,7 +90,7 @@ def apply(
         raise InputError("correct_bias and reestimate_batchnorm measure the model: give data")
     if dataset is None and calibration != "minmax":
         raise InputError(f"calibration={calibration!r} chooses ranges on data: give data")
-    changed = model if inplace else copy.deepcopy(model)
+    changed = model if inplace else _copied(model)
     rule = RangeRule(calibration, percentile)
     quantizer = _quantizer(changed, allocation, dataset, rule)
     choice = _choice(allocation)
@@ -172,9 +174,28 @@ def weight_deviation(quantizer: Quantizer, layer: Layer, weight_format: Format) 
     return quantizer.weight(layer.name, weight_format) - quantizer.original(layer.name)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, NotImplementedError, pickle.PicklingError) as error:
+        raise ModelError(
+            f"this {type(model).__name__} cannot be copied ({str(error).splitlines()[0]}); old "
+            "weight_norm and pruning have to be removed first, anything else can be quantized "
+            "with apply(…, inplace=True) or for the length of mpsearch.quantized(…)"
+        ) from error
+
+
 def _choice(allocation: Choice) -> dict[str, Option]:
     layers = allocation.layers if isinstance(allocation, Allocation) else allocation
-    return {layer: parse_option(option) for layer, option in layers.items()}
+    if not isinstance(layers, Mapping):
+        raise InputError(
+            "give an allocation, or a mapping of layers to options such as {'fc': 'w4a8'}, not "
+            f"{type(layers).__name__} {layers!r}"
+        )
+    return {
+        layer: option if isinstance(option, Option) else parse_option(option)
+        for layer, option in layers.items()
+    }
 
 
 def _quantizer(

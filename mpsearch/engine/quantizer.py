@@ -15,6 +15,7 @@ from mpsearch.engine.activations import (
     RangeRule,
     settled,
 )
+from mpsearch.engine.compiled import as_written
 from mpsearch.engine.weight_cache import DEFAULT_MEMORY_LIMIT, WeightCache
 from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import Format, Option
@@ -171,13 +172,16 @@ class Quantizer:
 
         Returns:
             The fake-quantized weight, of the original's shape and type.
+
+        Raises:
+            ModelError: The weight holds NaN or infinite values.
         """
         site = self.sites.find(self.model, layer)
         original = self._original(site)
         key = (site.name, weight_format, *_state(original))
         known = self._weights.get(key)
         if known is None:
-            with torch.no_grad():
+            with torch.no_grad(), _named(site):
                 rows = weight_format.fake_quantize(site.layout.rows(original), channel_axis=0)
                 known = site.layout.restore(rows).contiguous()
             self._weights.put(key, known)
@@ -235,6 +239,7 @@ class Quantizer:
         Returns:
             What takes them off; open until it is closed.
         """
+        hooked = False
         with ExitStack() as undo:
             for site, option, uses in self._resolved(choice):
                 if not option.weight.is_float:
@@ -243,6 +248,9 @@ class Quantizer:
                     if not activation_format.is_float and use.takes != "nothing":
                         rounding = self._rounding(use, activation_format)
                         undo.callback(intercept(self.model, site, use, rounding))
+                        hooked = True
+            if hooked:
+                undo.enter_context(as_written(self.model))
             return undo.pop_all()
 
     def resolve_ranges(self, choice: Mapping[str, Option]) -> dict[str, tuple[float, float]]:
@@ -315,6 +323,15 @@ class Quantizer:
                 *settled(activation_format, self._ranges[use.layer], self._rule)
             )
         return self._activations[key]
+
+
+@contextmanager
+def _named(site: WeightSite) -> Iterator[None]:
+    """Say of which layer the weight is that cannot be rounded."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"layer {site.name} ({site.parameters[0]}): {error}") from error
 
 
 def _identity(values: Tensor, axis: int = -1) -> Tensor:

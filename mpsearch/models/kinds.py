@@ -95,10 +95,16 @@ class WeightSites:
 
         Raises:
             MismatchError: The model has no such layer, or it has no weight to quantize.
+            ModelError: The model is compiled by TorchScript.
         """
         site = self.by_name.get(self.alias.get(name, name))
         if site is not None:
             return site
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{model.original_name} is compiled by TorchScript, and weights and inputs inside "
+                "compiled code cannot be reached; give the module that it was made from"
+            )
         try:
             module = model.get_submodule(name)
         except AttributeError as error:
@@ -314,6 +320,11 @@ def _obstacle(module: nn.Module, name: str) -> str | None:
     if parameter is None:
         if f"{name}_g" in module._parameters:
             return "its weight is recomputed by weight_norm; remove it first (remove_weight_norm)"
+        if f"{name}_orig" in module._parameters:
+            return (
+                f"its weight is recomputed from {name}_orig by spectral_norm or pruning; make it "
+                "permanent first (remove_spectral_norm, torch.nn.utils.prune.remove)"
+            )
         return "it keeps no float parameter of that name; it is quantized or pruned already"
     stored = type(parameter.data).__name__
     if stored != "Tensor":

@@ -16,7 +16,14 @@ from mpsearch.models.layer import Layer
 from mpsearch.models.running import evaluation_mode, forward
 from mpsearch.models.weights_file import check_finite
 
-__all__ = ["Layer", "LayerSurvey", "evaluation_mode", "find_layers", "forward"]
+__all__ = [
+    "Layer",
+    "LayerSurvey",
+    "evaluation_mode",
+    "find_layers",
+    "forward",
+    "refuse_valueless",
+]
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,10 @@ def find_layers(model: nn.Module, batch: Batch) -> LayerSurvey:
         The layers that ran, in order of their first execution.
 
     Raises:
-        ModelError: No quantizable layer ran, a weight is NaN or infinite, or a module is lazy and
-            was never run.
+        ModelError: No quantizable layer ran, a weight is NaN or infinite, has no value because it
+            is on the meta device, or a module is lazy and was never run.
     """
-    _refuse_lazy(model)
+    refuse_valueless(model)
     check_finite(dict(model.state_dict()), type(model).__name__)
     sites = weight_sites(model)
     dry_run = DryRun(model, sites)
@@ -72,9 +79,21 @@ def find_layers(model: nn.Module, batch: Batch) -> LayerSurvey:
     return LayerSurvey(layers, total - repeated - allocated, (*sites.notes, *dry_run.notes()))
 
 
-def _refuse_lazy(model: nn.Module) -> None:
+def refuse_valueless(model: nn.Module) -> None:
+    """Raise where a parameter has no values to compute with.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ModelError: A parameter is lazy and was never run, or is on the meta device.
+    """
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
             raise ModelError(
                 f"parameter {name} is lazy and has no value yet; run the model once on an input"
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"parameter {name} is on the meta device and has no values; load the weights first"
             )

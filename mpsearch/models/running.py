@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
-from contextlib import redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -44,8 +45,10 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """Run the model and find the tensor that a loss is computed from.
 
     Args:
-        model: The model.
-        inputs: One batch; a FieldTensor is passed as the arguments that it names.
+        model: The model; where torch.compile was used it is run as it was written, so that hooks
+            which came after the compilation are called.
+        inputs: One batch; a FieldTensor is passed as the arguments that it names. The model gets
+            a copy, which it may write to.
 
     Returns:
         The output itself, its `logits`, or the first tensor of a tuple or mapping.
@@ -55,9 +58,11 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
         DataError: The model refuses inputs of this shape.
     """
     try:
-        output: Any = (
-            model(**unpack_fields(inputs)) if isinstance(inputs, FieldTensor) else model(inputs)
-        )
+        given = inputs.clone()
+        with _uncompiled():
+            output: Any = (
+                model(**unpack_fields(given)) if isinstance(given, FieldTensor) else model(given)
+            )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         shown = f"of shape {tuple(inputs.shape)} ({inputs.dtype})"
@@ -74,6 +79,14 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     if not isinstance(found, Tensor):
         raise ModelError(f"the model returns {type(output).__name__}; a tensor is needed")
     return found
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Context without torch.compile: code compiled before a hook was put on does not call it."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def first_output(named: NamedModel, inputs: Tensor, batch_size: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import mpsearch as mp
 from mpsearch.engine.calibration import calibrate
@@ -238,3 +238,62 @@ def test_a_forgotten_model_quantized_in_place_is_freed() -> None:
 def test_a_calibration_method_without_data_is_refused(method: str) -> None:
     with pytest.raises(InputError, match="give data"):
         mp.apply(nn.Sequential(nn.Linear(2, 2)), {"0": "w4a8"}, calibration=method)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_the_name_of_its_layer(value: float) -> None:
+    model, x = build("residual")
+    model.get_parameter("blocks.1.conv2.weight").data[0, 1, 0, 2] = value
+    before = state(model)
+    choice = {"stem": "w4a8", "blocks.1.conv2": "w4"}
+    for put_on in (
+        lambda: mp.apply(model, choice, x),
+        lambda: mp.apply(model, choice, x, inplace=True),
+        lambda: mp.quantized(model, choice, x).__enter__(),
+    ):
+        with pytest.raises(ModelError, match=r"blocks\.1\.conv2"):
+            put_on()
+    assert str(before) == str(state(model))
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_weight_that_is_not_finite_hurts_no_other_layer() -> None:
+    model, _ = build("residual")
+    model.get_parameter("blocks.1.conv2.weight").data[0, 1, 0, 2] = float("nan")
+    assert mp.apply(model, {"stem": "w4", "blocks.1.conv2": "float"}) is not model
+
+
+def test_models_without_values_in_their_weights_are_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(MismatchError, match="meta device"):
+        mp.apply(model, {"0": "w4"})
+    with pytest.raises(ModelError, match=r"0\.weight is on the meta device"):
+        mp.profile(model, torch.randn(2, 4), options=["w4", "w8"], estimator="sqnr")
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")
+def test_models_that_cannot_be_reached_or_copied_say_what_to_do() -> None:
+    plain = nn.Sequential(nn.Linear(4, 3)).eval()
+    with pytest.raises(ModelError, match="the module that it was made from"):
+        mp.apply(torch.jit.script(plain), {"0": "w4"})  # type: ignore[arg-type]
+    pruned = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).eval()
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    with pytest.raises(ModelError, match="inplace=True"):
+        mp.apply(pruned, {"1": "w4"})
+    with pytest.raises(MismatchError, match="spectral_norm or pruning"):
+        mp.apply(pruned, {"0": "w4"}, inplace=True)
+    x = torch.randn(5, 4)
+    with mp.quantized(pruned, {"1": "w4"}):
+        inner = pruned(x)
+    assert not torch.equal(inner, pruned(x))
+
+
+def test_a_choice_is_an_allocation_or_a_mapping_by_name_or_parsed() -> None:
+    model, x = build("residual")
+    by_name = mp.apply(model, {"stem": "w4a8"}, x)
+    parsed = mp.apply(model, {"stem": parse_option("w4a8")}, x)
+    assert torch.equal(by_name(x), parsed(x))
+    for wrong in (None, "w4a8", ["stem"]):
+        with pytest.raises(InputError, match="mapping of layers to options"):
+            mp.apply(model, wrong)  # type: ignore[arg-type]
