@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from mpsearch.errors import ModelError
 from mpsearch.models.layers import evaluation_mode, forward
-from mpsearch.progress import Progress
-from mpsearch.sensitivity.gradient import differentiated, layer_weights
+from mpsearch.sensitivity.differentiation import differentiated, layer_weights
 from mpsearch.sensitivity.hessian_products import (
     pyhessian_products,
     rademacher,
@@ -22,10 +22,21 @@ from mpsearch.sensitivity.hessian_products import (
 )
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.second_order import squared_errors
+from mpsearch.sensitivity.shard_files import Arrays
+from mpsearch.sensitivity.shard_payload import ShardContext
+from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops
+from mpsearch.sensitivity.sharding import Work, run_shards
 
 __all__ = ["HessianTopEigenvalue"]
 
 Order = Literal["loss", "precision"]
+Engine = Literal["mpsearch", "pyhessian"]
+
+PER_PRODUCT = 3.0
+"""Cost of a product of one layer's block in forward passes."""
+
+FEWEST = 16
+"""Layers that are worth a shard of their own: each builds the graph of every batch anew."""
 
 
 class HessianTopEigenvalue(Estimator):
@@ -49,7 +60,7 @@ class HessianTopEigenvalue(Estimator):
         iterations: int = 30,
         tolerance: float = 1e-2,
         order: Order = "loss",
-        engine: Literal["mpsearch", "pyhessian"] = "mpsearch",
+        engine: Engine = "mpsearch",
     ) -> None:
         """Choose when to stop and what to score by.
 
@@ -75,7 +86,7 @@ class HessianTopEigenvalue(Estimator):
         if engine not in {"mpsearch", "pyhessian"}:
             raise ValueError(f"engine is 'mpsearch' or 'pyhessian', not {engine!r}")
         self._order = order
-        self._multiply = _own_products if engine == "mpsearch" else _by_pyhessian
+        self._engine = engine
 
     @property
     def held(self) -> float:
@@ -92,14 +103,17 @@ class HessianTopEigenvalue(Estimator):
             Scores; standard errors are 0, the error of an iteration that did not converge is not
             one of sampling and is warned of. `statistics` holds `hessian_top_eigenvalue`.
         """
-        everyone = list(range(len(task.layers)))
-        dominant, settled = self._iterate(task, everyone, np.zeros(len(everyone)))
-        largest = dominant.copy()
-        negative = [row for row in everyone if dominant[row] < 0]
-        if negative:
-            above, converged = self._iterate(task, negative, dominant)
-            largest[negative] = above[negative] + dominant[negative]
-            settled[negative] &= converged[negative]
+        everyone = len(task.layers)
+        flops = self._iterations * batches_of(task) * PER_PRODUCT * forward_flops(task)
+        grid = cells(1, everyone, flops, finest=FEWEST)
+        shards = [
+            _Layers(cell.columns, self._iterations, self._tolerance, self._engine) for cell in grid
+        ]
+        settings = {"seed": task.seed, "layers": [layer.name for layer in task.layers]}
+        steps = [2 * self._iterations * cell.steps for cell in grid]
+        parts = run_shards(task, Work(_eigenvalues, shards, steps, "power iteration", settings))
+        largest = np.concatenate([part["largest"] for part in parts])
+        settled = np.concatenate([part["settled"] for part in parts])
         sizes = np.array([layer.weights for layer in task.layers], dtype=np.float64)
         factor = largest / 2 if self._order == "loss" else largest / sizes
         names = [layer.name for layer in task.layers]
@@ -117,33 +131,77 @@ class HessianTopEigenvalue(Estimator):
             else (),
         )
 
-    def _iterate(
-        self, task: ScoringTask, rows: Sequence[int], shift: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Find the eigenvalue of largest magnitude of H_i - shift_i I for some layers."""
-        weights = layer_weights(task.model, task.layers)
-        vectors = {
-            row: _normalized(z)
-            for row in rows
-            for z in rademacher([weights[row]], (task.seed, row))
-        }
-        values = np.zeros(len(weights))
-        settled = np.zeros(len(weights), dtype=np.bool_)
-        for step in range(1, self._iterations + 1):
-            moving = {row: v for row, v in vectors.items() if not settled[row]}
-            if not moving:
-                break
-            products = self._multiply(task, weights, moving)
-            for row, product in products.items():
-                shifted = product - shift[row] * vectors[row]
-                value = float((vectors[row] * shifted).sum(dtype=torch.float64))
-                if not math.isfinite(value):
-                    raise ModelError(f"{task.loss.name} or its Hessian is not finite on this data")
-                settled[row] = abs(value - values[row]) <= self._tolerance * abs(value)
-                values[row] = value
-                vectors[row] = _normalized(shifted)
-            task.on_progress(Progress("profile", step, self._iterations, "power iteration"))
-        return values, settled
+
+@dataclass(frozen=True)
+class _Layers:
+    """A shard: the whole iteration for some layers, which does not look at the others.
+
+    Attributes:
+        rows: Numbers of the layers.
+        iterations: Most steps of one power iteration.
+        tolerance: Relative change of an eigenvalue at which it stops.
+        engine: Who multiplies.
+    """
+
+    rows: range
+    iterations: int
+    tolerance: float
+    engine: Engine
+
+
+def _eigenvalues(context: ShardContext, shard: _Layers, step: Callable[[int], None]) -> Arrays:
+    """Find the largest eigenvalues, and whether they settled: `[layers]` each."""
+    rows = list(shard.rows)
+    dominant, settled = _iterate(
+        context, shard, rows, np.zeros(len(rows)), lambda done: step(done * len(rows))
+    )
+    largest = dominant.copy()
+    negative = [place for place in range(len(rows)) if dominant[place] < 0]
+    if negative:
+        half = shard.iterations * len(rows)
+        above, converged = _iterate(
+            context,
+            shard,
+            [rows[place] for place in negative],
+            dominant[negative],
+            lambda done: step(min(half + done * len(rows), 2 * half - 1)),
+        )
+        largest[negative] = above + dominant[negative]
+        settled[negative] &= converged
+    return {"largest": largest, "settled": settled}
+
+
+def _iterate(
+    context: ShardContext,
+    shard: _Layers,
+    rows: Sequence[int],
+    shift: NDArray[np.float64],
+    on_step: Callable[[int], None],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Find the eigenvalue of largest magnitude of H_i - shift_i I for some layers."""
+    task = context.task
+    weights = layer_weights(task.model, task.layers)
+    vectors = [_normalized(z) for row in rows for z in rademacher([weights[row]], (task.seed, row))]
+    values = np.zeros(len(rows))
+    settled = np.zeros(len(rows), dtype=np.bool_)
+    for done in range(1, shard.iterations + 1):
+        moving = {row: v for row, v, rests in zip(rows, vectors, settled, strict=True) if not rests}
+        if not moving:
+            break
+        multiply = _own_products if shard.engine == "mpsearch" else _by_pyhessian
+        products = multiply(context, weights, moving)
+        for place, row in enumerate(rows):
+            if row not in products:
+                continue
+            shifted = products[row] - shift[place] * vectors[place]
+            value = float((vectors[place] * shifted).sum(dtype=torch.float64))
+            if not math.isfinite(value):
+                raise ModelError(f"{task.loss.name} or its Hessian is not finite on this data")
+            settled[place] = abs(value - values[place]) <= shard.tolerance * abs(value)
+            values[place] = value
+            vectors[place] = _normalized(shifted)
+        on_step(done)
+    return values, settled
 
 
 def _normalized(vector: Tensor) -> Tensor:
@@ -152,36 +210,55 @@ def _normalized(vector: Tensor) -> Tensor:
 
 
 def _by_pyhessian(
-    task: ScoringTask, weights: list[Tensor], vectors: dict[int, Tensor]
+    context: ShardContext, weights: list[Tensor], vectors: dict[int, Tensor]
 ) -> dict[int, Tensor]:
     """Multiply each layer's own Hessian block with its vector by PyHessian."""
     found = {}
     for row, vector in vectors.items():
-        with pyhessian_products(task, [weights[row]]) as multiply:
+        with pyhessian_products(context.task, [weights[row]]) as multiply:
             (found[row],) = multiply([vector])
     return found
 
 
 def _own_products(
-    task: ScoringTask, weights: list[Tensor], vectors: dict[int, Tensor]
+    context: ShardContext, weights: list[Tensor], vectors: dict[int, Tensor]
 ) -> dict[int, Tensor]:
     """Multiply each layer's own Hessian block with its vector, averaged over the data."""
+    task = context.task
     totals = {row: torch.zeros_like(vector) for row, vector in vectors.items()}
     with differentiated(weights), evaluation_mode(task.model), twice_differentiable():
-        for inputs, target in task.data.batches():
+        for number, (inputs, target) in enumerate(task.data.batches()):
             share = len(inputs) / len(task.data)
-            loss = task.loss(forward(task.model, inputs), target)
-            if not loss.requires_grad:
-                continue
-            gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-            for row, vector in vectors.items():
-                gradient = gradients[row]
-                if gradient is None or not gradient.requires_grad:
-                    continue
-                # One layer at a time: a joint product would mix in the blocks between layers.
-                (product,) = torch.autograd.grad(
-                    [gradient], [weights[row]], [vector], retain_graph=True, allow_unused=True
-                )
-                if product is not None:
-                    totals[row] += share * product
+            for row, product in _of_batch(context, weights, vectors, number, inputs, target):
+                totals[row] += share * product
     return totals
+
+
+def _of_batch(
+    context: ShardContext,
+    weights: list[Tensor],
+    vectors: dict[int, Tensor],
+    number: int,
+    inputs: Tensor,
+    target: Tensor | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Multiply on one batch, whose gradient is kept for the next step where it is the only one."""
+    key = f"gradient of batch {number}"
+    if key not in context.kept:
+        context.kept.clear()  # before the next graph is built: one at a time
+        loss = context.task.loss(forward(context.task.model, inputs), target)
+        context.kept[key] = [None] * len(weights)
+        if loss.requires_grad:
+            context.kept[key] = torch.autograd.grad(
+                loss, weights, create_graph=True, allow_unused=True
+            )
+    for row, vector in vectors.items():
+        gradient: Tensor | None = context.kept[key][row]
+        if gradient is None or not gradient.requires_grad:
+            continue
+        # One layer at a time: a joint product would mix in the blocks between layers.
+        (product,) = torch.autograd.grad(
+            [gradient], [weights[row]], [vector], retain_graph=True, allow_unused=True
+        )
+        if product is not None:
+            yield row, product

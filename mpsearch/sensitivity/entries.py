@@ -59,7 +59,7 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
         memory="one batch's layer inputs; per-sample products in chunks of 16 MiB",
         source="FIT, Zandonati et al. 2022, arXiv 2210.08502",
         scores_activations=True,
-        implementation="mpsearch.sensitivity.fisher:EmpiricalFisher",
+        implementation="mpsearch.sensitivity.empirical_fisher:EmpiricalFisher",
     ),
     EstimatorInfo(
         name="fisher_output",
@@ -70,7 +70,7 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
         memory="one batch's layer inputs, and K - 1 output gradients",
         source="BRECQ, Li et al. 2021, arXiv 2102.05426; NVIDIA ModelOpt's gradient score",
         scores_activations=True,
-        implementation="mpsearch.sensitivity.output_error:FisherOutput",
+        implementation="mpsearch.sensitivity.fisher_output:FisherOutput",
     ),
     EstimatorInfo(
         name="hessian_trace",

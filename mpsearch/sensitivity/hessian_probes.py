@@ -18,7 +18,7 @@ from mpsearch.formats import Format
 from mpsearch.models.dataset import Batch
 from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.progress import Progress
-from mpsearch.sensitivity.gradient import differentiated, layer_weights
+from mpsearch.sensitivity.differentiation import differentiated, layer_weights
 from mpsearch.sensitivity.hessian_products import (
     GradientGraph,
     pyhessian_products,

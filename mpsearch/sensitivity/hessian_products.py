@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch.errors import DependencyError
 from mpsearch.models.layers import evaluation_mode, forward
-from mpsearch.sensitivity.gradient import differentiated
+from mpsearch.sensitivity.differentiation import differentiated
 from mpsearch.sensitivity.protocol import ScoringTask
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mpsearch.errors import InputError
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.layers import evaluation_mode, forward
-from mpsearch.sensitivity.gradient import differentiated
+from mpsearch.sensitivity.differentiation import differentiated
 
 __all__ = ["bytes_per_input", "fitting"]
 
