@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from mpsearch_solvers.scaling import Scaled, scale_row, scale_table
 # MIP solvers keep a row to 1e-6 or so in scaled units; an answer over a budget by the exact sum
 # is cut off and the program solved again. After this many cuts the limit itself is tightened.
 _CUTS = 40
-_INTEGRAL = 1e-9
+_TOLERANCE = 1e-9
 
 
 def available_backends() -> tuple[str, ...]:
@@ -103,7 +104,8 @@ class Ilp:
     def _solve_within(self, model: Model, run: Run, program: _Program) -> Outcome:
         bound: float | None = None
         is_relaxed = True
-        rel_gap = run.gap
+        # Half, so that the solver's rounding does not leave the proof just outside.
+        rel_gap = 0.5 * run.gap
         for attempt in range(10 * _CUTS):
             if run.is_over:
                 break
@@ -117,8 +119,8 @@ class Ilp:
             overrun = [row for row in model.rows if _exceeds(model, answer.indices, row)]
             if not overrun:
                 value = model.value(answer.indices)
-                if bound is not None and relative_gap(value, bound) > run.gap >= 0 < rel_gap:
-                    # The program's objective is shifted, so its relative gap is not ours.
+                # The program's objective is shifted, so its relative gap is not ours.
+                if rel_gap > 0.0 and not program.proves(value, bound, run.gap):
                     rel_gap = 0.0
                     if not run.is_over:
                         continue
@@ -133,11 +135,17 @@ class Ilp:
     def _finish(
         self, value: float, bound: float | None, indices: Ints, program: _Program, run: Run
     ) -> Outcome:
-        if bound is not None and program.is_equal(value, bound):
-            bound = value
+        note = ""
+        if bound is not None:
+            tolerance = program.tolerance(value)
+            if value - bound <= tolerance and not program.proves(value, bound, run.gap):
+                bound = value
+                note = f"proven to {self.backend}'s own tolerance, about {tolerance:.1g}"
+            else:
+                bound = min(bound, value) - tolerance
         run.tell(self.name, bound, value, "solved")
         gap = None if bound is None else relative_gap(value, bound)
-        return Outcome(indices, bound, exhausted=gap is not None and gap <= run.gap)
+        return Outcome(indices, bound, exhausted=gap is not None and gap <= run.gap, note=note)
 
 
 def _exceeds(model: Model, indices: Ints, row: Row) -> bool:
@@ -213,22 +221,26 @@ class _Program:
         verdict = _read_verdict(stats, self.program)
         if verdict.is_infeasible:
             return _Answer(None, None, is_infeasible=True)
-        bound = self._bound(gap, verdict)
         indices = self._read() if verdict.has_solution else None
-        return _Answer(indices, bound, is_infeasible=False)
+        return _Answer(indices, self._bound(gap, verdict, indices), is_infeasible=False)
 
     def _solver(self, gap: float, run: Run, method: str) -> Any:  # noqa: ANN401 - PuLP's solvers, untyped
         options: dict[str, Any] = {"msg": False, "gapRel": gap, "timeLimit": run.remaining}
         if self.backend == "HiGHS":
             options |= {
                 "gapAbs": 0.0,
-                "mip_feasibility_tolerance": _INTEGRAL,
-                "primal_feasibility_tolerance": _INTEGRAL,
-                "dual_feasibility_tolerance": _INTEGRAL,
+                "mip_feasibility_tolerance": _TOLERANCE,
+                "primal_feasibility_tolerance": _TOLERANCE,
+                "dual_feasibility_tolerance": _TOLERANCE,
                 "random_seed": run.seed % (1 << 31),
             }
             if run.report is not None:
                 options |= _listener(self, run, method)
+        else:
+            # By default CBC asks of a new answer that it is better by 1e-5. Its tolerance for rows
+            # stays: tighter ones made its preprocessing cut off the optimum.
+            tight = {"increment": 0.0, "allow": 0.0, "integerT": _TOLERANCE, "dualT": _TOLERANCE}
+            options["options"] = [f"{name} {value}" for name, value in tight.items()]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             return pulp.getSolver(self.backend, **options)
@@ -237,20 +249,30 @@ class _Program:
         """Return a value of the program's objective in original units."""
         return self.objective.restore(value) if self.peak is None else value * self.peak
 
-    def is_equal(self, value: float, bound: float) -> bool:
-        """Return whether bound and value differ by no more than the solver's own rounding."""
+    def tolerance(self, value: float) -> float:
+        """Return how much the solver's own rounding may hide, in units of the objective."""
         scale = self.objective.scale if self.peak is None else self.peak
-        return value - bound <= 1e-9 * max(scale, abs(value - self.restore(0.0)))
+        return _TOLERANCE * max(scale, abs(value - self.restore(0.0))) + 4.0 * math.ulp(value)
 
-    def _bound(self, gap: float, verdict: _Verdict) -> float | None:
+    def proves(self, value: float, bound: float | None, gap: float) -> bool:
+        """Return whether a bound less the solver's own rounding proves a gap."""
+        if bound is None:
+            return True  # there is nothing to prove with, and asking again would not change that
+        return relative_gap(value, min(bound, value) - self.tolerance(value)) <= gap
+
+    def _bound(self, gap: float, verdict: _Verdict, indices: Ints | None) -> float | None:
         native = getattr(self.program, "solverModel", None)
         if native is not None and self.backend == "HiGHS":
             bound = float(native.getInfo().mip_dual_bound)
             return self.restore(bound) if np.isfinite(bound) else None
-        value = pulp.value(self.program.objective)
-        if not verdict.is_optimal or value is None:
+        if not verdict.is_optimal or indices is None:
             return None
-        return self.restore(float(value) - gap * abs(float(value)))
+        # What CBC prints has too few digits to be a bound.
+        groups = np.arange(len(indices))
+        value = math.fsum(self.objective.table[groups, indices].tolist())
+        if self.peak is not None:
+            value = self.model.value(indices) / self.peak
+        return self.restore(value - gap * abs(value))
 
     def _read(self) -> Ints | None:
         values = np.full(self.model.shape, -np.inf)

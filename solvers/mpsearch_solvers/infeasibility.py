@@ -9,8 +9,9 @@ import numpy as np
 
 from mpsearch_solvers.evaluation import usage_of
 from mpsearch_solvers.goal import Goal
-from mpsearch_solvers.method import Outcome, Run
+from mpsearch_solvers.method import Run
 from mpsearch_solvers.model import Model, compile_problem
+from mpsearch_solvers.narrowing import solve_narrowed
 from mpsearch_solvers.problem import Limit, Problem
 from mpsearch_solvers.registry import load_method
 from mpsearch_solvers.selection import select
@@ -118,7 +119,8 @@ def _extreme(
         indices = model.objective.argmin(axis=1)
         return usage_of(problem, resource, model.expand(indices)), True
     method = load_method(select(model)[0])
-    outcome: Outcome = method.solve(model, replace(run, report=None, start=None, multipliers=None))
+    terms = replace(run, report=None, start=None, multipliers=None)
+    outcome = solve_narrowed(method, model, terms)
     if outcome.indices is None:
         return None, outcome.exhausted
     return usage_of(problem, resource, model.expand(outcome.indices)), True

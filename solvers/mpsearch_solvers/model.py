@@ -129,7 +129,10 @@ class Model:
         """
         remaining = self.allowed & allowed
         return replace(
-            self, allowed=remaining, objective=np.where(remaining, self.objective, np.inf)
+            self,
+            allowed=remaining,
+            objective=np.where(remaining, self.objective, np.inf),
+            interactions=_possible(self.interactions, remaining),
         )
 
 
@@ -333,6 +336,16 @@ def _map_interactions(
     keys = np.array(list(merged), dtype=np.intp)
     values = np.array(list(merged.values()))
     return Interactions(groups=keys[:, [0, 2]], options=keys[:, [1, 3]], loss=values), linear
+
+
+def _possible(pairs: Interactions | None, allowed: Bools) -> Interactions | None:
+    """Return the interactions of options that may still be chosen; None if there are none."""
+    if pairs is None:
+        return None
+    left = allowed[pairs.groups, pairs.options].all(axis=1)
+    if not left.any():
+        return None
+    return Interactions(pairs.groups[left], pairs.options[left], pairs.loss[left])
 
 
 def _model_columns(

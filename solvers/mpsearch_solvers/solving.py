@@ -13,6 +13,7 @@ from mpsearch_solvers.goal import LOSS
 from mpsearch_solvers.infeasibility import explain
 from mpsearch_solvers.method import Method, Outcome, Progress, Run, relative_gap
 from mpsearch_solvers.model import Model, compile_problem
+from mpsearch_solvers.narrowing import solve_narrowed
 from mpsearch_solvers.problem import Floats, Ints, Problem
 from mpsearch_solvers.registry import AUTO, load_method
 from mpsearch_solvers.selection import select
@@ -64,7 +65,7 @@ def solve(
     if problem.goal.is_worst_loss:
         outcome = solve_worst_loss(model, chosen, run)
     else:
-        outcome = chosen.solve(model, run)
+        outcome = solve_narrowed(chosen, model, run)
     return _certify(model, chosen, reason, outcome, run)
 
 

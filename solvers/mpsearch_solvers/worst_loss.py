@@ -9,6 +9,7 @@ import numpy as np
 from mpsearch_solvers.evaluation import pick
 from mpsearch_solvers.method import Method, Outcome, Run
 from mpsearch_solvers.model import Model
+from mpsearch_solvers.narrowing import solve_narrowed
 from mpsearch_solvers.problem import Floats, Ints
 
 
@@ -43,7 +44,8 @@ def solve_worst_loss(model: Model, method: Method, run: Run) -> Outcome:
     first = True
     while low < high and not run.is_over:
         middle = len(values) - 1 if first else (low + high) // 2
-        last = method.solve(model.restricted(losses <= values[middle]), _step(run))
+        within = model.restricted(losses <= values[middle])
+        last = solve_narrowed(method, within, _step(run))
         if last.indices is not None:
             best = last.indices
             high = int(np.searchsorted(values, _worst(model, best)))
