@@ -18,6 +18,7 @@ from rich.text import Text
 from mpsearch.cli.console import show
 from mpsearch.errors import DependencyError, InputError
 from mpsearch_api import logs
+from mpsearch_api.execution.executors import check_executor
 from mpsearch_api.http import create_app
 from mpsearch_api.http.borders import is_loopback
 from mpsearch_api.http.service import Service
@@ -45,6 +46,8 @@ def serve(settings: Settings, host: str, port: int, *, dispatch: bool, page: boo
         page: Whether the web page is served, where its package is installed.
     """
     logs.configure_logs(settings)
+    if dispatch:
+        check_executor(settings)  # or the dispatcher would be started again and again
     # Threads that wait for the database hand the interpreter back sooner than every 5 ms, so that
     # the event loop answers the others meanwhile.
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -71,7 +71,12 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
-    ray_address: str | None = None
+    ray_address: str | None = Field(
+        default=None, description="HOST:PORT of the Ray cluster's head, for executor ray"
+    )
+    ray_shards: int = Field(
+        default=64, ge=1, description="parts of one job that run on the Ray cluster at a time"
+    )
     hub_downloads: bool = Field(default=False, description="allow specs that fetch from a hub")
 
     @field_validator("data_dir")

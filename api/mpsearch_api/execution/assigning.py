@@ -35,14 +35,18 @@ class Objects(Protocol):
 class Assigner:
     """Makes assignments."""
 
-    def __init__(self, settings: Settings, objects: Objects, blobs: BlobStore) -> None:
+    def __init__(
+        self, settings: Settings, objects: Objects, blobs: BlobStore, *, fetch: bool = True
+    ) -> None:
         """Look up what assignments name.
 
         Args:
             settings: Of the service.
             objects: Uploaded models, data and cost tables.
             blobs: Their bytes.
+            fetch: Whether jobs run on this machine, so that the bytes must be here.
         """
+        self._fetch = fetch
         self._settings = settings
         self._objects = objects
         self._blobs = blobs
@@ -65,13 +69,16 @@ class Assigner:
         request = claim.request
         seconds_of(request, self._settings)
         files: dict[str, Path] = {}
+        contents: dict[str, str] = {}
         used: list[Stored] = []
 
         def named(text: str, kind: StoredKind) -> str:
             def replaced(found: re.Match[str]) -> str:
                 stored = self._stored(claim.tenant, found.group(), kind)
                 name = f"{stored.id}.{stored.format}"
-                files[name] = self._blobs.local_path(stored.sha256)
+                contents[name] = stored.sha256
+                if self._fetch:
+                    files[name] = self._blobs.pinned(stored.sha256, folder)
                 used.append(stored)
                 return f"upload:{name}"
 
@@ -85,7 +92,8 @@ class Assigner:
             model=named(request.model, "model"),
             data=named(request.data, "dataset"),
             files=files,
-            hardware=self._hardware(claim, folder),
+            hardware=self._hardware(claim, folder, contents),
+            contents=contents,
             folder=folder,
             cache=cache,
             memory=memory_of(request, self._settings),
@@ -100,7 +108,7 @@ class Assigner:
             raise UnknownNameError(kind, name, [])
         return stored
 
-    def _hardware(self, claim: Claim, folder: Path) -> str | Path | None:
+    def _hardware(self, claim: Claim, folder: Path, contents: dict[str, str]) -> str | Path | None:
         # The link's suffix tells the table's type. What is neither a shipped device nor stored
         # never gets to whatever opens files.
         name = claim.request.hardware
@@ -110,7 +118,9 @@ class Assigner:
             raise UnknownNameError("hardware", name, known_devices())
         stored = self._stored(claim.tenant, name, "hardware")
         link = folder / f"hardware.{stored.format}"
-        link.symlink_to(self._blobs.local_path(stored.sha256).resolve())
+        contents[link.name] = stored.sha256
+        if self._fetch:
+            link.symlink_to(self._blobs.pinned(stored.sha256, folder).resolve())
         return link
 
 

@@ -14,35 +14,37 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from mpsearch.errors import DependencyError, MpsearchError
-from mpsearch.schemas.jobs import Artifact, Failure, Stage
+from mpsearch.errors import MpsearchError
 from mpsearch_api.blobs import open_blobs
 from mpsearch_api.blobs.port import BlobStore
-from mpsearch_api.execution.assigning import Assigner, limits_of
+from mpsearch_api.execution.assigning import Assigner
+from mpsearch_api.execution.attempts import Attempt, AttemptCounts
+from mpsearch_api.execution.executors import make_executor
 from mpsearch_api.execution.folders import RunFolder, cache_of, sweep
 from mpsearch_api.execution.heartbeat import Heartbeat
-from mpsearch_api.execution.local import LocalExecutor, Program
+from mpsearch_api.execution.local import Program
 from mpsearch_api.execution.metrics import JobMetrics
 from mpsearch_api.execution.outcome import failure_of
-from mpsearch_api.execution.port import Ended, Executor, Run
+from mpsearch_api.execution.port import Ended, Executor
 from mpsearch_api.execution.processes import die_with_parent
+from mpsearch_api.execution.publishing import Publisher
 from mpsearch_api.execution.upkeep import tidy_up
 from mpsearch_api.faults import UnavailableError
 from mpsearch_api.logs import configure_logs
 from mpsearch_api.settings import Settings
 from mpsearch_api.store import Store, open_store
-from mpsearch_api.store.port import Claim, Update
+from mpsearch_api.store.port import Claim
 
 __all__ = ["Dispatcher", "make_executor", "run_dispatcher"]
 
@@ -58,31 +60,6 @@ PARENT = "MPSEARCH_DISPATCHER_PARENT"
 """Variable with the process id of the server that started this dispatcher, if one did."""
 
 Answer = TypeVar("Answer")
-
-
-@dataclass
-class _Attempt:
-    """An attempt in this dispatcher's hands.
-
-    Attributes:
-        claim: The right to it.
-        run: The run; None when it could not be started.
-        untold: Updates that the database has not taken yet.
-        ended: How it ended.
-        publishing: Its end on the way to the database.
-        tried: When that was last tried, on the monotonic clock.
-        stage: Stage under way, and since when.
-        cached: Whether that stage was answered from earlier work.
-    """
-
-    claim: Claim
-    run: Run | None = None
-    untold: list[Update] = field(default_factory=list)
-    ended: Ended | None = None
-    publishing: Future[bool] | None = None
-    tried: float = 0.0
-    stage: tuple[Stage, float] | None = None
-    cached: bool = False
 
 
 class Dispatcher:
@@ -104,14 +81,15 @@ class Dispatcher:
         self._store = store
         self._blobs = blobs
         self._executor = executor
-        self._assigner = Assigner(settings, store.catalog, blobs)
+        self._assigner = Assigner(settings, store.catalog, blobs, fetch=not executor.elsewhere)
         swept = sweep(settings.data_dir)
         self._folder = RunFolder(settings.data_dir, self.name)
         self._metrics = JobMetrics(settings.data_dir, self.name)
-        self._attempts: dict[tuple[str, int], _Attempt] = {}
+        self._counts = AttemptCounts(self._metrics)
+        self._attempts: dict[tuple[str, int], Attempt] = {}
         self._held: tuple[Claim, ...] = ()
         self._not_ready: str | None = "starting"
-        self._publisher = ThreadPoolExecutor(2, thread_name_prefix="publish")
+        self._publisher = Publisher(store.jobs, blobs, settings)
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._tidying: Future[None] | None = None
         self._asked = self._tidied = self._written = float("-inf")
@@ -122,7 +100,7 @@ class Dispatcher:
             lambda: self._held,
             lease=settings.lease,
             interval=settings.heartbeat,
-            tell=lambda: self._folder.tell(self._not_ready, len(self._held)),
+            tell=self._say,
         )
         log.info("dispatcher_started", dispatcher=self.name, swept=swept)
 
@@ -159,7 +137,7 @@ class Dispatcher:
         """End every job, put it back into the queue, and leave nothing behind."""
         log.info("dispatcher_stops", dispatcher=self.name, running=len(self._attempts))
         self._heartbeat.stop()
-        self._publisher.shutdown(wait=True)
+        self._publisher.close()
         for attempt in list(self._attempts.values()):
             if attempt.run is not None:
                 attempt.run.kill()
@@ -167,6 +145,7 @@ class Dispatcher:
             self._try("release", partial(self._store.jobs.release, attempt.claim))
         self._executor.close()
         self._upkeep.shutdown(wait=True, cancel_futures=True)
+        self._try("retire", lambda: self._store.dispatchers.retire(self.name))
         self._metrics.close()
         self._folder.close()
 
@@ -196,7 +175,7 @@ class Dispatcher:
         if claim is None:
             return False
         log.info("job_started", job=claim.job, attempt=claim.attempt, dispatcher=self.name)
-        attempt = _Attempt(claim)
+        attempt = Attempt(claim)
         self._hold(attempt)
         cache = cache_of(settings.data_dir, claim.tenant)
         try:
@@ -209,14 +188,14 @@ class Dispatcher:
             self._break_off(attempt, error)
         return True
 
-    def _guarded(self, attempt: _Attempt, look: Callable[[_Attempt], None]) -> None:
+    def _guarded(self, attempt: Attempt, look: Callable[[Attempt], None]) -> None:
         """Let what nobody foresaw about one job fail that job, and not the others."""
         try:
             look(attempt)
         except Exception as error:  # noqa: BLE001 - it is told as the reason of the failure
             self._break_off(attempt, error)
 
-    def _break_off(self, attempt: _Attempt, error: Exception) -> None:
+    def _break_off(self, attempt: Attempt, error: Exception) -> None:
         log.error("attempt_broke_off", job=attempt.claim.job, exc_info=error)
         attempt.untold = []
         if attempt.publishing is None:
@@ -224,78 +203,27 @@ class Dispatcher:
         else:
             self._forget(attempt)
 
-    def _look_after(self, attempt: _Attempt) -> None:
+    def _look_after(self, attempt: Attempt) -> None:
         if attempt.publishing is not None:
-            if attempt.publishing.done():
-                self._finish(attempt, attempt.publishing)
+            published = self._publisher.look(attempt)
+            if published is not None:
+                if published:
+                    self._counts.ended(attempt)
+                self._forget(attempt)
             return
         assert attempt.run is not None
         ended = attempt.run.ended()
         # Only now, since nothing comes after its last word.
         for update in attempt.run.updates():
-            self._count(attempt, update)
+            self._counts.told(attempt, update)
             attempt.untold.append(update)
         if ended is not None:
             self._publish(attempt, ended)
 
-    def _publish(self, attempt: _Attempt, ended: Ended) -> None:
-        attempt.ended = ended
+    def _publish(self, attempt: Attempt, ended: Ended) -> None:
         if ended.retry:
             self._let_go(attempt.claim)  # or a heartbeat would undo giving it up
-        attempt.publishing = self._publisher.submit(self._end, attempt, ended)
-
-    def _end(self, attempt: _Attempt, ended: Ended) -> bool:
-        """Put files into the blob store and end the job; False when the claim did not hold."""
-        claim, jobs, failure = attempt.claim, self._store.jobs, ended.failure
-        if ended.retry:
-            return self._give_up(claim, failure)
-        artifacts = []
-        for file in ended.produced:
-            blob = self._blobs.put_file(file.path)
-            artifacts.append(
-                Artifact(
-                    name=file.name, media_type=file.media_type, size=blob.size, sha256=blob.sha256
-                )
-            )
-        if attempt.untold and not jobs.report(claim, attempt.untold):
-            return False
-        attempt.untold = []
-        if failure is None:
-            held = jobs.complete(claim, artifacts)
-        else:
-            held = jobs.fail(claim, failure, artifacts=artifacts)
-        return held
-
-    def _give_up(self, claim: Claim, failure: Failure | None) -> bool:
-        """Have the job tried again at once, or failed when workers died on it too often."""
-        jobs = self._store.jobs
-        said = failure.message if failure is not None else "the worker died"
-        held = jobs.report(claim, [Update("message", "load", message=said)])
-        jobs.renew([claim], 0.0)
-        jobs.expire(most_attempts=self._settings.most_attempts)
-        return held
-
-    def _finish(self, attempt: _Attempt, publishing: Future[bool]) -> None:
-        """Look at how publishing went; try again when the database was away."""
-        claim, ended = attempt.claim, attempt.ended
-        assert ended is not None
-        error = publishing.exception()
-        if isinstance(error, UnavailableError):
-            log.warning("database_unavailable", doing="end", job=claim.job, error=str(error))
-            if time.monotonic() - attempt.tried >= self._settings.poll:
-                attempt.tried = time.monotonic()
-                attempt.publishing = self._publisher.submit(self._end, attempt, ended)
-            return
-        if error is not None and ended.produced:
-            log.error("results_not_published", job=claim.job, exc_info=error)
-            attempt.untold = []
-            self._publish(attempt, Ended(failure=failure_of(error)))
-            return
-        if error is None and publishing.result():
-            self._count_end(claim, ended)
-        else:
-            log.warning("claim_lost", job=claim.job, attempt=claim.attempt, exc_info=error)
-        self._forget(attempt)
+        self._publisher.begin(attempt, ended)
 
     def _drop(self, claim: Claim) -> None:
         """End a run whose claim no longer holds: cancelled, or taken over."""
@@ -305,14 +233,14 @@ class Dispatcher:
         log.info("job_dropped", job=claim.job, attempt=claim.attempt)
         self._forget(attempt)
 
-    def _forget(self, attempt: _Attempt) -> None:
+    def _forget(self, attempt: Attempt) -> None:
         if attempt.run is not None:
             attempt.run.kill()
         shutil.rmtree(self._folder_of(attempt.claim), ignore_errors=True)
         self._attempts.pop(_key(attempt.claim), None)
         self._let_go(attempt.claim)
 
-    def _tell(self, attempt: _Attempt) -> None:
+    def _tell(self, attempt: Attempt) -> None:
         untold = attempt.untold
         if not untold or attempt.publishing is not None:
             return
@@ -330,13 +258,20 @@ class Dispatcher:
             log.warning("database_unavailable", doing=doing, error=str(error))
             return None
 
+    def _say(self) -> None:
+        """Tell how this dispatcher is: to servers of this machine, and to those of others."""
+        reason, running = self._not_ready, len(self._held)
+        self._folder.tell(reason, running)
+        if self._store.database.postgres:  # whoever shares SQLite sees the folder
+            self._try("tell", lambda: self._store.dispatchers.tell(self.name, reason, running))
+
     def _tidy(self) -> None:
         try:
             tidy_up(self._settings, self._store, self._blobs)
         except (MpsearchError, OSError) as error:
             log.warning("not_tidied_up", error=str(error))
 
-    def _hold(self, attempt: _Attempt) -> None:
+    def _hold(self, attempt: Attempt) -> None:
         self._attempts[_key(attempt.claim)] = attempt
         self._held = (*self._held, attempt.claim)
 
@@ -346,64 +281,9 @@ class Dispatcher:
     def _folder_of(self, claim: Claim, *, new: bool = False) -> Path:
         return self._folder.attempt(claim.job, claim.attempt, new=new)
 
-    def _count(self, attempt: _Attempt, update: Update) -> None:
-        """Measure stages by when they are first heard of and when the next one is."""
-        now = time.monotonic()
-        self._metrics.told(update)
-        if update.kind != "progress":
-            return
-        if attempt.stage is None or attempt.stage[0] != update.stage:
-            self._close_stage(attempt, now)
-            attempt.stage, attempt.cached = (update.stage, now), update.cached
-
-    def _close_stage(self, attempt: _Attempt, now: float) -> None:
-        if attempt.stage is not None:
-            stage, since = attempt.stage
-            self._metrics.stage(stage, now - since, cached=attempt.cached)
-
-    def _count_end(self, claim: Claim, ended: Ended) -> None:
-        attempt = self._attempts[_key(claim)]
-        self._close_stage(attempt, time.monotonic())
-        failure = ended.failure
-        if ended.retry:
-            self._metrics.died()
-        else:
-            kind = None if failure is None else failure.kind
-            self._metrics.ended("succeeded" if failure is None else "failed", kind)
-        log.info(
-            "job_ended",
-            job=claim.job,
-            attempt=claim.attempt,
-            status="succeeded" if failure is None else "failed",
-            retry=ended.retry,
-            why="" if failure is None else failure.message,
-        )
-
 
 def _key(claim: Claim) -> tuple[str, int]:
     return claim.job, claim.attempt
-
-
-def make_executor(settings: Settings, program: Program | None = None) -> Executor:
-    """Make the executor that the settings name.
-
-    Args:
-        settings: Of the service.
-        program: What local jobs run, instead of searches.
-
-    Returns:
-        The executor.
-
-    Raises:
-        DependencyError: This kind is not there.
-    """
-    if settings.executor == "ray":
-        raise DependencyError("the ray executor is not part of this version; use local")
-    return LocalExecutor(
-        lambda assignment: limits_of(assignment, settings),
-        program,
-        downloads=settings.hub_downloads,
-    )
 
 
 def run_dispatcher(settings: Settings, program: Program | None = None) -> None:
@@ -445,7 +325,11 @@ def main() -> None:
     configure_logs(settings)
     if os.environ.get(PARENT):
         die_with_parent(int(os.environ[PARENT]))
-    run_dispatcher(settings)
+    try:
+        run_dispatcher(settings)
+    except MpsearchError as error:
+        log.error("dispatcher_cannot_run", error=str(error))
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

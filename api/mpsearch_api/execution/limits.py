@@ -29,6 +29,7 @@ class Limits:
         network: Whether the job may use it.
         isolated: Whether the job must not run where namespaces are refused.
         gpus: Devices it may see.
+        devices: Which ones those are, as `CUDA_VISIBLE_DEVICES` says it; None: the first ones.
     """
 
     memory: int
@@ -41,6 +42,7 @@ class Limits:
     network: bool = False
     isolated: bool = False
     gpus: int = 0
+    devices: str | None = None
 
     @property
     def cpu_seconds(self) -> int:

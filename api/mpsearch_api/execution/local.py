@@ -72,6 +72,8 @@ class Program:
 class LocalExecutor:
     """Forks jobs from a nursery, which is started again when it dies."""
 
+    elsewhere = False
+
     def __init__(
         self,
         limits_of: Callable[[Assignment], Limits],
@@ -97,11 +99,12 @@ class LocalExecutor:
         self._runs: list[LocalRun] = []
         self._nursery = _Nursery(self._program, downloads=downloads)
 
-    def start(self, assignment: Assignment) -> Run:
+    def start(self, assignment: Assignment, workers: socket.socket | None = None) -> Run:
         """Begin an attempt; returns at once.
 
         Args:
             assignment: What to run.
+            workers: The job's end of a line to workers on other machines, see `ray.relay`.
 
         Returns:
             The run.
@@ -109,7 +112,7 @@ class LocalExecutor:
         if not self._nursery.alive:
             self._restart()
         limits = self._limits_of(assignment)
-        run = LocalRun(assignment, limits, self._nursery.fork)
+        run = LocalRun(assignment, limits, self._nursery.fork, workers)
         self._runs = [each for each in self._runs if not each.over]
         self._runs.append(run)
         return run
@@ -182,11 +185,11 @@ class _Nursery:
             self._ready = bool(self._line.recv(4096))
         return self._ready
 
-    def fork(self, connection: socket.socket, updates: int) -> None:
+    def fork(self, *descriptors: int) -> None:
         """Have a keeper forked; its order follows on the connection."""
         self._listen()
         with contextlib.suppress(OSError):  # dead: the connection will tell
-            socket.send_fds(self._line, [b"f"], [connection.fileno(), updates])
+            socket.send_fds(self._line, [b"f"], descriptors)
 
     def last_words(self) -> str:
         """Give the end of what it wrote to its standard error."""
@@ -217,14 +220,17 @@ class LocalRun:
         self,
         assignment: Assignment,
         limits: Limits,
-        fork: Callable[[socket.socket, int], None],
+        fork: Callable[..., None],
+        workers: socket.socket | None = None,
     ) -> None:
         """Begin.
 
         Args:
             assignment: What to run.
             limits: What it may use.
-            fork: Has a keeper forked that takes these ends of connection and pipe.
+            fork: Has a keeper forked that takes these descriptors: of the connection, of the pipe
+                and, where there is one, of the line to workers.
+            workers: The job's end of a line to workers on other machines.
         """
         self.assignment = assignment
         self.limits = limits
@@ -233,7 +239,7 @@ class LocalRun:
         os.set_blocking(self._updates, False)
         order = pickle.dumps((assignment, limits))
         try:
-            fork(theirs, writing)
+            fork(theirs.fileno(), writing, *([] if workers is None else [workers.fileno()]))
             self._line.settimeout(ORDER_PATIENCE)
             self._line.sendall(len(order).to_bytes(4, "big") + order)
         except OSError:

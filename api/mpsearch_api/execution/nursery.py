@@ -84,10 +84,11 @@ def _serve(line: socket.socket, target: Target, later: list[str]) -> None:
 def _take(line: socket.socket, target: Target, own: Sequence[socket.socket]) -> bool:
     """Take one order and fork its keeper; False when the dispatcher is gone."""
     # The order itself comes through the job's own connection, whose size is not limited.
-    mark, descriptors, _, _ = socket.recv_fds(line, 1, 2)
+    mark, descriptors, _, _ = socket.recv_fds(line, 1, 3)
     if not mark:
         return False
     connection = socket.socket(fileno=descriptors[0])
+    workers = descriptors[2] if len(descriptors) == 3 else None
     parent = os.getpid()
     if os.fork() == 0:
         try:
@@ -100,14 +101,15 @@ def _take(line: socket.socket, target: Target, own: Sequence[socket.socket]) -> 
                 connection,
                 limits,
                 parent,
-                lambda: run_child(assignment, limits, descriptors[1], target),
+                lambda: run_child(assignment, limits, descriptors[1], target, workers),
             )
         except BaseException:  # noqa: BLE001 - it ends here, and the dispatcher reads why
             traceback.print_exc()
         finally:
             os._exit(1)
     connection.close()
-    os.close(descriptors[1])
+    for descriptor in descriptors[1:]:
+        os.close(descriptor)
     return True
 
 

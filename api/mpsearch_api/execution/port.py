@@ -22,6 +22,7 @@ class Assignment:
         model: Model spec that names only what the service vouches for.
         data: Data spec, likewise.
         files: Names that those specs use -> local files of the service's own.
+        contents: The same names, and that of the hardware's file, -> sha256 of the content.
         hardware: Name of a shipped device, or a local file of the service's own, or None.
         folder: A new folder for this attempt alone; removed when it has ended.
         cache: Folder that the jobs of this tenant share, for work that can be used again.
@@ -40,6 +41,7 @@ class Assignment:
     memory: int
     trusted: bool = False
     downloads: bool = False
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,14 @@ class Run(Protocol):
 
 
 class Executor(Protocol):
-    """Runs attempts."""
+    """Runs attempts.
+
+    Attributes:
+        elsewhere: Whether jobs run on other machines, which fetch the files they need themselves;
+            assignments then name contents without files.
+    """
+
+    elsewhere: bool
 
     def start(self, assignment: Assignment) -> Run:
         """Begin an attempt; returns at once."""

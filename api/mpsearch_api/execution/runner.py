@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -46,6 +47,7 @@ class _Loaded:
     data: DataSet
     wishes: Wishes
     hardware: Hardware | None
+    executor: Executor | None
 
 
 def prepare() -> None:
@@ -56,12 +58,13 @@ def prepare() -> None:
     frontier_png(Frontier(resource="weight_memory", unit="B", points=[answer]))
 
 
-def run_job(assignment: Assignment, tell: Tell) -> Sequence[Made]:
+def run_job(assignment: Assignment, tell: Tell, executor: Executor | None = None) -> Sequence[Made]:
     """Run the search that an assignment asks for.
 
     Args:
         assignment: What to run.
         tell: Takes updates.
+        executor: Where parts of the profile run; None: here, one after the other.
 
     Returns:
         The files made.
@@ -72,7 +75,7 @@ def run_job(assignment: Assignment, tell: Tell) -> Sequence[Made]:
     if request.budget or request.goal is None:
         parse_budgets(request.budget)  # what cannot be read is said before anything is loaded
     goal = Goal.parse(request.goal, request.max_drop) if request.goal is not None else None
-    found = _load(assignment, teller)
+    found = _load(assignment, teller, executor)
     content = Content(found.named, found.data, request, found.wishes)
     cache = DocumentCache(assignment.cache)
     costs = _price(found, content, cache, teller, goal)
@@ -86,7 +89,7 @@ def run_job(assignment: Assignment, tell: Tell) -> Sequence[Made]:
     return made
 
 
-def _load(assignment: Assignment, teller: Teller) -> _Loaded:
+def _load(assignment: Assignment, teller: Teller, executor: Executor | None) -> _Loaded:
     request = assignment.claim.request
     teller.progress("load", 0.0, request.model)
     policy = SpecPolicy(
@@ -105,7 +108,7 @@ def _load(assignment: Assignment, teller: Teller) -> _Loaded:
     wishes = Wishes(request.groups, request.fix, request.skip, proposed)
     hardware = _hardware(assignment.hardware)
     teller.progress("load", 1.0, f"{named.name}, {data.name}")
-    return _Loaded(named, data, wishes, hardware)
+    return _Loaded(named, data, wishes, hardware, executor)
 
 
 def _hardware(hardware: str | Path | None) -> Hardware | None:
@@ -161,6 +164,7 @@ def _profile(
             wishes=found.wishes,
             seed=request.seed,
             cache_dir=folder,
+            executor=found.executor,
             on_progress=lambda told: teller(told) if told.stage == "profile" else None,
             **_settings(request),
         )

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 from mpsearch.errors import InfeasibleError, InputError
@@ -19,7 +20,7 @@ from mpsearch_api.execution.telling import Tell
 from mpsearch_api.store.port import Update
 
 
-def run(assignment: Assignment, tell: Tell) -> Sequence[Made]:
+def run(assignment: Assignment, tell: Tell, executor: Executor | None) -> Sequence[Made]:
     """Behave as the label says: `NAME` or `NAME ARGUMENT`."""
     name, _, argument = assignment.claim.request.label.partition(" ")
     return globals()[f"job_{name}"](assignment, tell, argument)

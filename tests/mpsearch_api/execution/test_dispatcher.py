@@ -224,6 +224,8 @@ def test_a_job_goes_on_while_the_database_is_away(settings, store, program) -> N
 class Slow:
     """An executor that takes long to start anything."""
 
+    elsewhere = False
+
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
