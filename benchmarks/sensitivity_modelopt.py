@@ -94,7 +94,7 @@ def main() -> None:
     model, inputs, targets = workload()
     scorer = by_mpsearch if sys.argv[1] == "ours" else by_modelopt
     if sys.argv[1] == "ours":
-        import mpsearch.sensitivity.output_error  # noqa: F401 - imports are not timed
+        import mpsearch.sensitivity.fisher_output  # noqa: F401 - imports are not timed
     else:
         import modelopt.torch.quantization  # noqa: F401
     before = resident()

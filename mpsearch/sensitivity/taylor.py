@@ -9,13 +9,10 @@ import numpy as np
 
 from mpsearch.errors import ModelError
 from mpsearch.sensitivity.output_curvature import Draw
-from mpsearch.sensitivity.output_products import output_products
+from mpsearch.sensitivity.output_terms import EXACT_DRAWS, Wanted, output_terms
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 
 __all__ = ["Taylor2"]
-
-EXACT_DRAWS = 10
-"""Classes that memory is planned for where there is one draw for each of them."""
 
 FirstOrder = Literal["signed", "absolute", "none"]
 
@@ -88,11 +85,14 @@ class Taylor2(Estimator):
             ModelError: The loss or a gradient is NaN or infinite.
         """
         sloped = self._first_order != "none" and task.loss.target == "data"
-        found = output_products(task, self._draws, self._draw, slopes=sloped)
-        second = 0.5 * found.second_order()
-        score = second.mean(axis=0)
-        stderr = np.zeros_like(score)
-        if not found.complete:
+        found = output_terms(task, Wanted("products", sloped, self._draws, self._draw))
+        # Δᵀ G Δ with the Gauss-Newton matrix G: one estimate for every draw, or their whole sum.
+        second = 0.5 * np.square(found.factors).mean(axis=1)
+        if self._draws == "exact":
+            score = second.sum(axis=0)
+            stderr = np.zeros_like(score)
+        else:
+            score = second.mean(axis=0)
             stderr = second.std(axis=0, ddof=1) / math.sqrt(len(second))
         if found.slopes is not None:
             first = found.slopes.mean(axis=0)
