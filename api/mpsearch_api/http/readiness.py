@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from sqlalchemy import text
 
 from mpsearch.errors import MpsearchError
 from mpsearch_api.execution.folders import dispatchers
+from mpsearch_api.faults import UnavailableError
 
 if TYPE_CHECKING:
     from mpsearch_api.http.service import Service
@@ -85,10 +87,22 @@ def _blobs(service: Service) -> str | None:
 
 
 def _dispatcher(service: Service) -> str | None:
-    settings = service.settings
-    oldest = time.time() - HEARD_LEASES * settings.lease
-    live = [state for state in dispatchers(settings.data_dir) if state.time >= oldest]
-    if not live:
-        return "no dispatcher of this machine has been heard of lately; jobs stay queued"
-    reasons = [state.executor for state in live if state.executor is not None]
-    return reasons[0] if len(reasons) == len(live) else None
+    seconds = HEARD_LEASES * service.settings.lease
+    reasons = _reasons_here(service, seconds)
+    if None not in reasons:
+        with contextlib.suppress(UnavailableError):  # a fault of its own
+            reasons += _reasons_anywhere(service, seconds)
+    if not reasons:
+        return "no dispatcher has been heard of lately, here or elsewhere; jobs stay queued"
+    return None if None in reasons else reasons[0]
+
+
+def _reasons_here(service: Service, seconds: float) -> list[str | None]:
+    """What keeps each dispatcher of this machine from running jobs; they also write a file."""
+    oldest = time.time() - seconds
+    found = dispatchers(service.settings.data_dir)
+    return [state.executor for state in found if state.time >= oldest]
+
+
+def _reasons_anywhere(service: Service, seconds: float) -> list[str | None]:
+    return [each.reason for each in service.store.dispatchers.heard(seconds)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, text
@@ -96,6 +97,9 @@ class SqliteBell:
 class PostgresBell:
     """Listens on a channel; connects again when the server went away.
 
+    Once an interval it rings by itself: notifications may be lost on the way, such as in a pool of
+    connections between us and the server that gives each transaction another one (PgBouncer).
+
     Args:
         database: Of which.
     """
@@ -105,6 +109,7 @@ class PostgresBell:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: Any = None
+        self._rung = float("-inf")
 
     def fileno(self) -> int | None:
         """See `Bell.fileno`."""
@@ -117,8 +122,13 @@ class PostgresBell:
         if self._connection is None:
             self._listen()
             return True
+        now = time.monotonic()
         try:
-            return any(True for _ in self._connection.notifies(timeout=0))
+            told = any(True for _ in self._connection.notifies(timeout=0))
+            if not told and now - self._rung < self.interval:
+                return False
+            self._rung = now
+            return True
         except self._database.engine.dialect.loaded_dbapi.Error as error:
             logger.warning("the database no longer tells of changes: %s", error)
             self.close()

@@ -235,12 +235,20 @@ class SqlJobs:
 
     def purge(self, ended_before: float) -> list[str]:
         """See `port.JobStore.purge`."""
+        purged: list[str] = []
+        while more := self._purge_some(ended_before):
+            purged += more
+        return purged
+
+    def _purge_some(self, ended_before: float) -> list[str]:
+        # Several dispatchers may do so at once: each takes the rows that no other holds.
+        old = select(jobs.c.number, jobs.c.id).where(jobs.c.finished < ended_before)
         with self._database.write() as connection:
-            return list(
-                connection.execute(
-                    delete(jobs).where(jobs.c.finished < ended_before).returning(jobs.c.id)
-                ).scalars()
-            )
+            rows = connection.execute(
+                old.order_by(jobs.c.number).limit(MOST_ROWS).with_for_update(skip_locked=True)
+            ).all()
+            connection.execute(delete(jobs).where(jobs.c.number.in_([r.number for r in rows])))
+            return [row.id for row in rows]
 
 
 def _named(tenant: str | None, job: str) -> list[ColumnElement[bool]]:

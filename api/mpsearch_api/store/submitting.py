@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mpsearch.schemas.jobs import Job, JobRequest
@@ -116,11 +116,7 @@ def _made_before(connection: Connection, submissions: Sequence[Submission], now:
     if not keys:
         return {}
     owners = {tenant for tenant, _key in keys}
-    connection.execute(
-        delete(idempotency).where(
-            idempotency.c.tenant.in_(owners), idempotency.c.created < now - KEY_SECONDS
-        )
-    )
+    _forget_old_keys(connection, owners, now)
     rows = connection.execute(
         select(jobs, idempotency.c.key_sha256, idempotency.c.request_sha256)
         .join(idempotency, idempotency.c.job == jobs.c.id)
@@ -130,6 +126,26 @@ def _made_before(connection: Connection, submissions: Sequence[Submission], now:
         )
     )
     return {(row.tenant, row.key_sha256): (row.request_sha256, job_of(row)) for row in rows}
+
+
+def _forget_old_keys(connection: Connection, owners: set[str], now: float) -> None:
+    """Forget keys that are too old, save those that are being deleted with their jobs.
+
+    Waiting for these would let two transactions wait for each other, which delete the same keys in
+    different orders.
+    """
+    old = select(idempotency.c.tenant, idempotency.c.key_sha256).where(
+        idempotency.c.tenant.in_(owners), idempotency.c.created < now - KEY_SECONDS
+    )
+    found = connection.execute(old.with_for_update(skip_locked=True)).all()
+    if found:
+        connection.execute(
+            delete(idempotency).where(
+                idempotency.c.tenant == bindparam("owner"),
+                idempotency.c.key_sha256 == bindparam("name"),
+            ),
+            [{"owner": row.tenant, "name": row.key_sha256} for row in found],
+        )
 
 
 def _earlier(submission: Submission, made: Made) -> Job | None:

@@ -28,6 +28,7 @@ from mpsearch_api.store.tables import upload_parts, uploads
 
 __all__ = ["Uploads"]
 
+
 class Uploads:
     """Unfinished files; a `tenant` of None is the administrator's view.
 
