@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpsearch.formats.base import Format, Overflow
+from mpsearch.formats.minifloat import FloatGrid
 from mpsearch.formats.registry import Family
 
 if TYPE_CHECKING:
@@ -42,9 +43,14 @@ class Half(Format):
         return False
 
     @property
+    def grid(self) -> FloatGrid:
+        """The values."""
+        return FloatGrid(8, 7, 127, "ieee") if self.brain else FloatGrid(5, 10, 15, "ieee")
+
+    @property
     def top(self) -> float:
         """Largest finite value."""
-        return (2.0 - 2.0**-7) * 2.0**127 if self.brain else 65504.0
+        return self.grid.top
 
     @property
     def source(self) -> str:

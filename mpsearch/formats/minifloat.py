@@ -1,4 +1,4 @@
-"""Floating-point formats of up to 16 bits with x exponent and y mantissa bits."""
+"""Floating-point formats of up to 32 bits with x exponent and y mantissa bits."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class FloatGrid:
     """The values of a floating-point format, as numbers.
 
     Attributes:
-        exponent: Exponent bits x, 1 to 7.
-        mantissa: Mantissa bits y, 0 or more.
+        exponent: Exponent bits x, 1 to 8.
+        mantissa: Mantissa bits y, 0 to 23.
         bias: What is subtracted from the exponent field.
         specials: Which codes are no numbers.
     """
@@ -205,13 +205,12 @@ def _parse(name: str) -> Format | None:
 
 
 def _check(name: str, exponent: int, mantissa: int, specials: Specials) -> None:
-    if not 1 <= exponent <= 7:
+    if not 1 <= exponent <= 8:
+        raise InputError(f"format {name!r}: 1 to 8 exponent bits, as in float32, not {exponent}")
+    if mantissa > 23:
         raise InputError(
-            f"format {name!r}: 1 to 7 exponent bits, not {exponent} (8 need float32's own range: "
-            "use bf16)"
+            f"format {name!r}: at most 23 mantissa bits, as in float32, not {mantissa}"
         )
-    if 1 + exponent + mantissa > 16:
-        raise InputError(f"format {name!r}: at most 16 bits, not {1 + exponent + mantissa}")
     if specials in {"fn", "ieee"} and mantissa == 0:
         raise InputError(f"format {name!r}: without mantissa bits there is no code for NaN")
     if specials == "ieee" and exponent == 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mpsearch.errors import InputError, UnknownNameError
 from mpsearch.formats.base import Format
-from mpsearch.formats.registry import get, known
+from mpsearch.formats.registry import get, known, shortened
 
 __all__ = ["OPTION_GRAMMAR", "Option", "parse_option"]
 
@@ -16,7 +16,7 @@ OPTION_GRAMMAR = (
     "for example w4a8, w:mxfp4/a:fp8_e4m3, int4_g128"
 )
 
-_SHORT = re.compile(r"w(\d+)(?:a(\d+))?")
+_SHORT = re.compile(r"w(\d{1,9})(?:a(\d{1,9}))?", re.ASCII)
 _LONG = re.compile(r"w:([^/:]+)(?:/a:([^/:]+))?")
 
 
@@ -81,12 +81,12 @@ def _read(name: str, text: str) -> Option:
     if match := _LONG.fullmatch(name):
         return Option(name, get(match[1].strip()), get((match[2] or "float").strip()))
     if not name or "/" in name or ":" in name:
-        raise InputError(f"cannot read option {text!r}. Grammar: {OPTION_GRAMMAR}")
+        raise InputError(f"cannot read option {shortened(text)!r}. Grammar: {OPTION_GRAMMAR}")
     try:
         return Option(name, get(name), get("float"))
     except UnknownNameError:
         raise UnknownNameError(
-            "option", text, [*_examples(), *known()], hint=f"Grammar: {OPTION_GRAMMAR}"
+            "option", shortened(text), [*_examples(), *known()], hint=f"Grammar: {OPTION_GRAMMAR}"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,7 @@ from functools import lru_cache
 from mpsearch.errors import InputError, UnknownNameError
 from mpsearch.formats.base import Format
 
-__all__ = ["Family", "families", "get", "grammar", "known", "register"]
+__all__ = ["Family", "families", "get", "grammar", "known", "register", "shortened"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Family:
     summary: str
     parse: Callable[[str], Format | None]
 
+
+_LONG_NUMBER = re.compile(r"\d{10}")
+"""What no name needs, and Python refuses to read where it goes on for thousands of digits."""
 
 _FAMILIES: dict[str, Family] = {}
 
@@ -65,6 +69,18 @@ def grammar() -> str:
     return " | ".join(family.grammar for family in _FAMILIES.values())
 
 
+def shortened(text: str) -> str:
+    """Return a name as messages show it: cut where nobody would read on.
+
+    Args:
+        text: What was given.
+
+    Returns:
+        At most 80 characters.
+    """
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 @lru_cache(maxsize=4096)
 def get(name: str) -> Format:
     """Return the format of that name.
@@ -77,13 +93,20 @@ def get(name: str) -> Format:
 
     Raises:
         UnknownNameError: No family knows the name; shows near names and the grammar.
-        InputError: A family knows the name, but its numbers are out of range.
+        InputError: A family knows the name, but its numbers are out of range; shows its grammar.
     """
     if not isinstance(name, str):
         raise InputError(f"a format is asked for by name, not by {type(name).__name__} {name!r}")
     lowered = name.strip().lower()
-    for family in _FAMILIES.values():
-        found = family.parse(lowered)
+    if _LONG_NUMBER.search(lowered):
+        raise InputError(
+            f"format {shortened(name)!r}: a number of more than 9 digits. Grammar: {grammar()}"
+        )
+    for family in _FAMILIES.values() if lowered.isascii() else ():
+        try:
+            found = family.parse(lowered)
+        except InputError as error:
+            raise InputError(f"{error}. Grammar: {family.grammar}") from error
         if found is not None:
             return found
-    raise UnknownNameError("format", name, known(), hint=f"Grammar: {grammar()}")
+    raise UnknownNameError("format", shortened(name), known(), hint=f"Grammar: {grammar()}")

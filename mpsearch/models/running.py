@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mpsearch.errors import DataError, ModelError
 from mpsearch.models.fields import FieldTensor, unpack_fields
@@ -58,7 +59,8 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
         DataError: The model refuses inputs of this shape.
     """
     try:
-        given = inputs.clone()
+        with _disable_current_modes():  # what observes the model sees one input, not two
+            given = inputs.clone()
         with _uncompiled():
             output: Any = (
                 model(**unpack_fields(given)) if isinstance(given, FieldTensor) else model(given)

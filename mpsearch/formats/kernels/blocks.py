@@ -16,6 +16,7 @@ __all__ = [
     "bounded_scale",
     "check_floating",
     "ends",
+    "largest_within",
     "non_finite",
     "reject_nan",
     "safe_scale",
@@ -28,7 +29,14 @@ VECTOR_WIDTH = 32
 
 
 class BlockKernel(ABC):
-    """How one format turns blocks of values into parameters, and values into rounded values."""
+    """How one format turns blocks of values into parameters, and values into rounded values.
+
+    Attributes:
+        wide: Whether the grid or its scale leaves the range of float32, or is about as fine, so
+            that float64 has to be computed in.
+    """
+
+    wide: bool = False
 
     def prepare(self, blocks: Tensor, counts: Tensor | int, rows: int) -> Tensor | None:
         """Return what the fit needs to know beyond its block; most formats need nothing.
@@ -136,6 +144,22 @@ def bounded_scale(scale: Tensor, reach: Tensor | float) -> Tensor:
     # the quotient is rounded too: one step below it the product cannot exceed the maximum
     most = torch.nextafter(most, torch.zeros_like(most))
     return torch.where(torch.isfinite(scale), torch.minimum(scale, most), scale)
+
+
+def largest_within(dtype: torch.dtype, value: float) -> float:
+    """Return the largest number of a type that does not exceed a value.
+
+    Args:
+        dtype: A floating-point type.
+        value: A positive number, perhaps beyond the type or between two of its numbers.
+
+    Returns:
+        The number.
+    """
+    nearest = torch.tensor(value, dtype=torch.float64).to(dtype)
+    if float(nearest) > value:
+        nearest = torch.nextafter(nearest, torch.zeros_like(nearest))
+    return float(nearest)
 
 
 def check_floating(tensor: Tensor, what: str) -> None:

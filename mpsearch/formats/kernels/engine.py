@@ -102,11 +102,16 @@ def _round_rows(spec: Format, rows: Tensor, whole: Tensor | None = None) -> Tens
     return _unblock(out, layout)
 
 
+def _computing(kernel: BlockKernel, dtype: torch.dtype) -> torch.dtype:
+    """Type to compute in: float32 unless the values or the format need more."""
+    return torch.float64 if kernel.wide or dtype == torch.float64 else torch.float32
+
+
 def _run(kernel: BlockKernel, layout: _Layout, out: Tensor, whole: Tensor | None) -> bool:
     """Round every block into `out`; False when some value is not finite."""
     blocks = layout.blocks
     count, width = blocks.shape
-    compute = torch.float64 if blocks.dtype == torch.float64 else torch.float32
+    compute = _computing(kernel, blocks.dtype)
     if whole is not None and not bool(torch.isfinite(whole).all()):
         return False
     chunk = _chunk_size(blocks)
@@ -137,7 +142,7 @@ def _run_long(
 ) -> bool:
     """Round blocks longer than a chunk: parameters of a block first, then its pieces."""
     blocks = layout.blocks
-    compute = torch.float64 if blocks.dtype == torch.float64 else torch.float32
+    compute = _computing(kernel, blocks.dtype)
     scratch = _Scratch(chunk, blocks, compute)
     for row in range(blocks.shape[0]):
         line = blocks[row : row + 1]
@@ -208,8 +213,9 @@ class _FixedRange:
     def __init__(self, spec: Format, low: float, high: float) -> None:
         self._name = spec.name
         self._kernel = spec.kernel()
-        ends = torch.tensor([[low, high]], dtype=torch.float32)
-        self._params = self._kernel.from_range(ends[:, :1], ends[:, 1:])
+        self._ends = low, high
+        self._fitted: dict[torch.dtype, Params] = {}
+        self._params(_computing(self._kernel, torch.float32))  # a refusal comes now or never
 
     def __repr__(self) -> str:
         return f"_FixedRange({self._name})"
@@ -219,8 +225,8 @@ class _FixedRange:
         check_floating(tensor, self._name)
         with torch.no_grad():
             source = tensor.detach().contiguous()
-            compute = torch.float64 if source.dtype == torch.float64 else torch.float32
-            params = tuple(p.to(source.device, compute) for p in self._params)
+            compute = _computing(self._kernel, source.dtype)
+            params = tuple(p.to(source.device) for p in self._params(compute))
             out = torch.empty_like(source)
             flat, target = source.view(1, -1), out.view(1, -1)
             chunk = _chunk_size(source)
@@ -230,6 +236,13 @@ class _FixedRange:
                 part = flat[:, start : start + chunk].to(compute)
                 scratch.round_into(self._kernel, part, params, target[:, start : start + chunk])
             return out
+
+    def _params(self, compute: torch.dtype) -> Params:
+        if compute not in self._fitted:
+            top = torch.finfo(compute).max  # a range of float64 may not fit into float32
+            ends = torch.tensor([self._ends], dtype=torch.float64).clamp_(-top, top).to(compute)
+            self._fitted[compute] = self._kernel.from_range(ends[:, :1], ends[:, 1:])
+        return self._fitted[compute]
 
 
 def _block_quantizer(spec: Format, block_axis: int, reach: float) -> Callable[[Tensor], Tensor]:

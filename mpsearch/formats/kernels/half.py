@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mpsearch.formats.kernels import minifloat
 from mpsearch.formats.kernels.blocks import BlockKernel, Params, absmax, check_floating
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def cast(spec: Half, tensor: Tensor, overflow: Overflow) -> Tensor:
         A new tensor of the same shape, dtype and device.
     """
     check_floating(tensor, spec.name)
+    if tensor.dtype == torch.float64:
+        # torch goes through float32, which would round twice
+        return minifloat.cast(spec.grid, tensor, overflow, spec.name)
     source = tensor.detach()
     if overflow == "saturate":
         source = source.clamp(-spec.top, spec.top)

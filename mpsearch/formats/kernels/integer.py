@@ -14,6 +14,7 @@ from mpsearch.formats.kernels.blocks import (
     bounded_scale,
     check_floating,
     ends,
+    largest_within,
     reject_nan,
     safe_scale,
 )
@@ -90,4 +91,6 @@ def cast(spec: Integer, tensor: Tensor) -> Tensor:
     check_floating(tensor, spec.name)
     reject_nan(tensor, spec.name)
     low, high = spec.levels
-    return tensor.detach().round().clamp_(low, high)
+    # float16 and bfloat16 have no 2^15 - 1, and the number next to it is no code
+    top = largest_within(tensor.dtype, high)
+    return tensor.detach().round().clamp_(-top if low else 0, top)

@@ -16,6 +16,7 @@ from mpsearch.formats.kernels.blocks import (
     Params,
     absmax,
     check_floating,
+    largest_within,
     reject_nan,
 )
 from mpsearch.formats.kernels.minifloat import binade, magic
@@ -121,5 +122,6 @@ def cast(spec: BlockFloat, tensor: Tensor) -> Tensor:
     """
     check_floating(tensor, spec.name)
     reject_nan(tensor, spec.name)
-    codes = (tensor.detach().double() / spec.step).round_().clamp_(-spec.top, spec.top)
-    return codes.mul_(spec.step).to(tensor.dtype)
+    top = largest_within(tensor.dtype, spec.top * spec.step)
+    values = (tensor.detach().double() / spec.step).round_().mul_(spec.step)
+    return values.clamp_(-top, top).to(tensor.dtype)

@@ -9,6 +9,7 @@ at that value, which makes the subnormals.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from mpsearch.formats.minifloat import FloatGrid
 
 __all__ = ["MinifloatKernel", "binade", "cast", "magic", "round_unscaled"]
+
+EXPONENT_IN_FLOAT32 = 7
+MANTISSA_IN_FLOAT32 = 12
+"""Widest fields of a format that is computed in float32: twice its mantissa bits still fit."""
 
 _LAYOUT = {
     torch.float32: (torch.int32, 0x7F800000, 23),
@@ -71,11 +76,27 @@ def round_unscaled(grid: FloatGrid, values: Tensor, out: Tensor, spare: Tensor) 
     out.sub_(spare, alpha=factor)
 
 
+def _is_wide(grid: FloatGrid) -> bool:
+    """Whether float32 computes too coarsely, or its range ends before that of the grid."""
+    return grid.exponent > EXPONENT_IN_FLOAT32 or grid.mantissa > MANTISSA_IN_FLOAT32
+
+
+def _top_within(grid: FloatGrid, dtype: torch.dtype) -> float:
+    """Return the largest value of the grid that the type has, too."""
+    info = torch.finfo(dtype)
+    last = math.frexp(info.max)[1] - 1  # its largest binade
+    if grid.emax < last:
+        return grid.top
+    digits = min(grid.mantissa, round(-math.log2(info.eps)))
+    return min(grid.top, math.ldexp(2.0 - 2.0**-digits, last))
+
+
 class MinifloatKernel(BlockKernel):
     """Scale so that the largest magnitude meets the largest value, round, scale back."""
 
     def __init__(self, grid: FloatGrid) -> None:
         self.grid = grid
+        self.wide = _is_wide(grid)
 
     def fit(self, blocks: Tensor, counts: Tensor | int, whole: Tensor | None) -> Params:
         """Return the scale amax / largest value."""
@@ -108,7 +129,7 @@ def cast(grid: FloatGrid, tensor: Tensor, overflow: Overflow, name: str) -> Tens
     if not grid.has_nan:
         reject_nan(tensor, name)
     source = tensor.detach()
-    exact = source if source.dtype == torch.float64 else source.float()
+    exact = source.double() if _is_wide(grid) or source.dtype == torch.float64 else source.float()
     reach = 2 * grid.top
     values = exact.clamp(-reach, reach)
     rounded = torch.empty_like(values)
@@ -116,8 +137,9 @@ def cast(grid: FloatGrid, tensor: Tensor, overflow: Overflow, name: str) -> Tens
     if overflow == "ieee":
         beyond = rounded.abs() > grid.top
         rounded = torch.where(beyond, torch.full_like(rounded, grid.overflow_value), rounded)
-    else:
-        rounded.clamp_(-grid.top, grid.top)
+    if overflow == "saturate" or grid.specials == "none":
+        top = _top_within(grid, source.dtype)
+        rounded.clamp_(-top, top)
     if grid.specials == "fnuz":
         rounded += 0.0  # its code of negative zero means NaN
     else:

@@ -30,7 +30,9 @@ class NvKernel(BlockKernel):
 
     def prepare_range(self, reach: float) -> Tensor | None:
         """Return the tensor's scale fixed in calibration; one when only zeros were seen."""
-        return self._tensor_scale(torch.tensor([[reach]], dtype=torch.float32))
+        beyond = reach > torch.finfo(torch.float32).max
+        compute = torch.float64 if beyond else torch.float32
+        return self._tensor_scale(torch.tensor([[reach]], dtype=compute))
 
     def _tensor_scale(self, reach: Tensor) -> Tensor:
         return safe_scale(reach / (self.grid.top * SCALE_GRID.top))

@@ -70,9 +70,9 @@ def test_formats_that_round_or_store_differently_are_not_equal(one, other):
         ("int4_g0", "at least one value"),
         ("int4_p0", "percentile"),
         ("int4_p101", "percentile"),
-        ("e0m3", "1 to 7 exponent bits"),
-        ("e8m7", "use bf16"),
-        ("e5m11", "at most 16 bits"),
+        ("e0m3", "1 to 8 exponent bits"),
+        ("e9m7", "1 to 8 exponent bits"),
+        ("e5m24", "at most 23 mantissa bits"),
         ("e4m0_fn", "no code for NaN"),
         ("e1m2_ieee", "no normal value"),
         ("e4m3b40", "bias 40"),
@@ -89,6 +89,23 @@ def test_numbers_out_of_range_are_named(name, reason):
     with pytest.raises(InputError, match=reason) as caught:
         formats.get(name)
     assert name in str(caught.value)
+    assert "Grammar: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["int4_g{}", "int{}", "e{}m3", "e4m3b{}", "mxfp4_b{}", "any4_g{}", "w{}a8", "w:int{}/a:int8"],
+)
+def test_numbers_of_thousands_of_digits_are_refused_in_a_short_message(text):
+    with pytest.raises(InputError, match="Grammar: ") as caught:
+        formats.parse_option(text.format("9" * 5000))
+    assert len(str(caught.value)) < 2000
+
+
+def test_digits_of_other_scripts_are_no_numbers():
+    for name in ("int\u0664", "w\u0664a\u0668", "mxfp4_b\u0663\u0662"):
+        with pytest.raises(InputError, match="Grammar"):
+            formats.parse_option(name)
 
 
 @pytest.mark.parametrize(

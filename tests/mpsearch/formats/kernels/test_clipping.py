@@ -58,3 +58,25 @@ def test_whole_tensor_can_be_searched():
     assert len(ours.unique()) <= 15
     plain = formats.get("int4_tensor").fake_quantize(values)
     assert (ours - values).square().sum() < (plain - values).square().sum()
+
+
+@pytest.mark.parametrize("name", ["int4_mse", "int3_asym_mse", "fp4_auto_mse", "fp8_e4m3_mse"])
+@pytest.mark.parametrize("power", [-100, 100])
+def test_the_search_finds_the_same_range_at_either_end_of_float32(name, power):
+    values, unit = _values(), 2.0**power
+    spec = formats.get(name)
+    assert torch.equal(spec.fake_quantize(values * unit), spec.fake_quantize(values) * unit)
+
+
+@pytest.mark.parametrize(
+    ("percentile", "number", "kept"), [("99.9", 1000, 999), ("70", 10, 7), ("99.99", 10**5, 99990)]
+)
+def test_percentiles_are_decimal_numbers(percentile, number, kept):
+    values = torch.arange(1.0, number + 1).view(1, -1)
+    assert formats.get(f"int8_p{percentile}").fake_quantize(values).max() == pytest.approx(kept)
+
+
+def test_the_last_of_more_values_than_float32_can_count_is_found():
+    values = torch.full((2**24 + 3,), 0.5)
+    values[5] = 2.0
+    assert formats.get("int8_tensor_p100").fake_quantize(values).max() == 2.0

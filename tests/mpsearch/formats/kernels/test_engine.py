@@ -206,3 +206,14 @@ def test_impossible_ranges_are_refused(low, high):
 def test_formats_that_need_values_refuse_a_bare_range(name, why):
     with pytest.raises(InputError, match=why):
         formats.get(name).quantizer(-1.0, 1.0)
+
+
+def test_fixed_ranges_of_float64_tensors_are_not_rounded_to_float32():
+    third = torch.tensor([1 / 3, -1 / 3], dtype=torch.float64)
+    assert torch.equal(formats.get("int8").quantizer(-1 / 3, 1 / 3)(third), third)
+    huge = torch.tensor([[1e300, 1e299, -1e300]], dtype=torch.float64)
+    for name in ("int8", "int8_asym", "fp8_e4m3", "nvfp4"):
+        moved = formats.get(name).quantizer(-1e300, 1e300)(huge) - huge
+        assert (moved.abs() <= 1e299 / 4).all(), name
+    within = torch.tensor([1.0, -3e38])  # what a float32 model may still hold of such a range
+    assert torch.isfinite(formats.get("int8").quantizer(-1e300, 1e300)(within)).all()
