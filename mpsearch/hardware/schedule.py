@@ -103,10 +103,11 @@ def record_schedule(model: nn.Module, inputs: Tensor) -> Schedule:
     Returns:
         The schedule.
     """
-    recorder = _Recorder(model, inputs)
+    own = inputs.clone()
+    recorder = _Recorder(model, own)
     with torch.no_grad(), evaluation_mode(model):
         with recorder:
-            output = forward(model, inputs)
+            output = forward(model, own, owned=True)
         recorder.finish(output)
     return recorder.schedule
 

@@ -42,7 +42,7 @@ class evaluation_mode:  # noqa: N801 - reads as a keyword: `with evaluation_mode
             module.training = training
 
 
-def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+def forward(model: nn.Module, inputs: Tensor, *, owned: bool = False) -> Tensor:
     """Run the model and find the tensor that a loss is computed from.
 
     Args:
@@ -50,6 +50,7 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
             which came after the compilation are called.
         inputs: One batch; a FieldTensor is passed as the arguments that it names. The model gets
             a copy, which it may write to.
+        owned: The inputs are a copy already that nobody else needs.
 
     Returns:
         The output itself, its `logits`, or the first tensor of a tuple or mapping.
@@ -60,7 +61,7 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """
     try:
         with _disable_current_modes():  # what observes the model sees one input, not two
-            given = inputs.clone()
+            given = inputs if owned else inputs.clone()
         with _uncompiled():
             output: Any = (
                 model(**unpack_fields(given)) if isinstance(given, FieldTensor) else model(given)
