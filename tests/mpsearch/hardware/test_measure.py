@@ -191,3 +191,38 @@ def test_a_measured_table_prices_the_model_it_was_measured_on(table: CostTable) 
     )
     assert all(use.usage <= use.limit for use in answer.budgets.values())
     assert "w4a8" not in answer.layers.values()
+
+
+def test_a_gpu_is_timed_by_events_with_cold_caches_and_read_when_it_is_done(monkeypatch) -> None:
+    """No GPU: its calls are noted in order, and events tell fixed times."""
+    called: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            called.append("event")
+
+        def elapsed_time(self, end: object) -> float:
+            assert called[-1] == "wait"
+            return 2.0  # milliseconds
+
+    class Cache:
+        def zero_(self) -> None:
+            called.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: called.append("wait"))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: Cache())
+
+    def kernel() -> torch.Tensor:
+        called.append("run")
+        return torch.zeros(1)
+
+    timing = Timing(rounds=2, warm_up=1, sample_seconds=0.004)
+    [(seconds, spread)] = time_kernels([kernel], timing, "cuda")
+    assert (seconds, spread) == (0.002, 0.0)
+    once = ["flush", "event", "run", "event"]
+    # A warm-up, one run to see how long it takes, then two samples of 4 ms.
+    assert called == ["run", *once, "wait", *(2 * [*once, *once, "wait"])]
