@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +28,7 @@ SHAPES = ((64, 27), (256, 1024), (4096, 4096))
 LISTED_SHAPE = (256, 1024)
 
 PLOT_WIDTH = 65
+LEAST_PLOT_WIDTH = 21
 BARS = " ▁▂▃▄▅▆▇█"
 
 formats_app = typer.Typer(
@@ -75,7 +76,7 @@ def show_command(
     spec = get(name)
     grid = spec.value_grid()
     if as_json:
-        facts = _entry(spec.name, "") | _grid_facts(grid)
+        facts = _entry(spec.name, "") | _grid_facts(spec)
         del facts["family"]
         effective = [
             {"shape": list(shape), "effective_bits": spec.effective_bits(shape)} for shape in SHAPES
@@ -87,7 +88,7 @@ def show_command(
         table.add_row(f"[bold]{label}[/]", escape(value))
     show(table)
     if grid is not None:
-        show(_plot(grid))
+        show(_Plot(grid))
 
 
 def _entry(name: str, family: str) -> dict[str, Any]:
@@ -105,14 +106,13 @@ def _entry(name: str, family: str) -> dict[str, Any]:
     }
 
 
-def _grid_facts(grid: Sequence[float] | None) -> dict[str, float | int | None]:
-    if grid is None:
-        return {"count": None, "low": None, "high": None, "smallest_positive": None}
-    positives = [value for value in grid if value > 0]
+def _grid_facts(spec: Format) -> dict[str, float | int | None]:
+    grid, extremes = spec.value_grid(), spec.extremes()
+    positives = [value for value in grid or () if value > 0]
     return {
-        "count": len(grid),
-        "low": grid[0],
-        "high": grid[-1],
+        "count": None if grid is None else len(grid),
+        "low": None if extremes is None else extremes[0],
+        "high": None if extremes is None else extremes[1],
         "smallest_positive": min(positives, default=None),
     }
 
@@ -132,13 +132,16 @@ def _rows(spec: Format, grid: Sequence[float] | None) -> list[tuple[str, str]]:
     for shape in SHAPES:
         effective = f"{spec.effective_bits(shape):.5g} with scales, {shape[0]} × {shape[1]} weight"
         rows.append(("", effective))
-    if grid is None:
-        rows.append(("values", "too many to list, or learned from the tensor"))
-    else:
-        facts = _grid_facts(grid)
-        low, high, small = (facts[key] for key in ("low", "high", "smallest_positive"))
-        rows.append(("range", f"{low:.9g} … {high:.9g}, smallest positive {small:.9g}"))
+    facts = _grid_facts(spec)
+    if facts["low"] is not None:
+        least = f", smallest positive {facts['smallest_positive']:.9g}" if grid else ""
+        rows.append(("range", f"{facts['low']:.9g} … {facts['high']:.9g}{least}"))
+    if grid is not None:
         rows.append(("values", f"{len(grid)}: {_abridged(grid)}"))
+    elif facts["low"] is not None:
+        rows.append(("values", "too many to list"))
+    else:
+        rows.append(("values", "any" if spec.is_float else "learned from the tensor"))
     rows.append(("source", spec.source))
     return rows
 
@@ -151,21 +154,32 @@ def _abridged(grid: Sequence[float]) -> str:
     return "  …  ".join("  ".join(f"{value:.9g}" for value in part) for part in parts)
 
 
-def _plot(grid: Sequence[float]) -> Text:
+class _Plot:
+    """A plot as wide as the terminal allows."""
+
+    def __init__(self, grid: Sequence[float]) -> None:
+        self._grid = grid
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(LEAST_PLOT_WIDTH, min(PLOT_WIDTH, options.max_width))
+        yield _drawn(self._grid, width - 1 + width % 2)  # odd, so that zero has its column
+
+
+def _drawn(grid: Sequence[float], width: int) -> Text:
     """Draw how many values lie where on a linear axis; heights are logarithms of counts."""
     low, high = grid[0], grid[-1]
-    last = PLOT_WIDTH - 1
+    last = width - 1
     columns = Counter(round((value - low) / (high - low) * last) for value in grid)
     fullest = max(columns.values())
     unit = (len(BARS) - 2) / math.log2(fullest) if fullest > 1 else 0.0
     bars = "".join(
         BARS[1 + round(unit * math.log2(columns[index]))] if columns[index] else BARS[0]
-        for index in range(PLOT_WIDTH)
+        for index in range(width)
     )
     ends = f"{low:g}", f"{high:g}"
-    middle = f"{(low + high) / 2:g}".center(PLOT_WIDTH - len(ends[0]) - len(ends[1]))
+    middle = f"{(low + high) / 2:g}".center(width - len(ends[0]) - len(ends[1]))
     most = f"tallest column: {fullest} value" + ("s, heights are logarithmic" * (fullest > 1))
-    return Text(f"\n{bars}\n{'─' * PLOT_WIDTH}\n{ends[0]}{middle}{ends[1]}\n{most}")
+    return Text(f"\n{bars}\n{'─' * width}\n{ends[0]}{middle}{ends[1]}\n{most}")
 
 
 def _write(document: object) -> None:

@@ -140,6 +140,11 @@ class Format(ABC):
         """Return every unscaled value in ascending order, or None where too many to list."""
         return None
 
+    def extremes(self) -> tuple[float, float] | None:
+        """Return the smallest and largest unscaled value, or None where values are learned."""
+        grid = self.value_grid()
+        return None if grid is None else (grid[0], grid[-1])
+
     def cast(self, tensor: Tensor, overflow: Overflow = "saturate") -> Tensor:
         """Return every value rounded to the nearest of the unscaled grid.
 

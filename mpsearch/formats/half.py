@@ -65,6 +65,10 @@ class Half(Format):
         layout = "8 exponent and 7" if self.brain else "5 exponent and 10"
         return f"{layout} mantissa bits, largest {self.top:g}, no scale"
 
+    def extremes(self) -> tuple[float, float] | None:
+        """Return the largest finite value of either sign."""
+        return -self.top, self.top
+
     def kernel(self) -> BlockKernel:
         """Return the kernel that converts there and back."""
         from mpsearch.formats.kernels.half import HalfKernel

@@ -73,6 +73,11 @@ class Integer(Scaled):
         low, high = self.levels
         return tuple(float(q) for q in range(low, high + 1)) if self.width <= 8 else None
 
+    def extremes(self) -> tuple[float, float] | None:
+        """Return the smallest and largest code."""
+        low, high = self.levels
+        return float(low), float(high)
+
     def kernel(self) -> BlockKernel:
         """Return the integer rounding kernel."""
         from mpsearch.formats.kernels.clipping import clipped

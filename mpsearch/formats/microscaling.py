@@ -158,6 +158,10 @@ class BlockFloat(_PowerScaled):
             return None
         return tuple(q * self.step for q in range(-self.top, self.top + 1))
 
+    def extremes(self) -> tuple[float, float] | None:
+        """Return the largest value of either sign, in units of the block scale."""
+        return -self.top * self.step, self.top * self.step
+
     def kernel(self) -> BlockKernel:
         """Return the shared-exponent kernel."""
         from mpsearch.formats.kernels.microscaling import BlockFloatKernel

@@ -156,6 +156,10 @@ class Minifloat(Scaled):
             return None
         return self.grid.values()
 
+    def extremes(self) -> tuple[float, float] | None:
+        """Return the largest finite value of either sign."""
+        return -self.grid.top, self.grid.top
+
     def kernel(self) -> BlockKernel:
         """Return the floating-point rounding kernel."""
         from mpsearch.formats.kernels.clipping import clipped

@@ -77,3 +77,33 @@ def test_listing_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("columns", [24, 40, 60, 200])
+def test_the_plot_fits_the_terminal(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run("formats", "show", "mxfp4").err.splitlines()
+    axis = [line for line in lines if line and set(line.strip()) == {"─"}]
+    assert [len(line.strip()) for line in axis] == [min(65, columns - 1 + columns % 2)]
+    bars = lines[lines.index(axis[0]) - 1]
+    assert bars[0] == bars[len(axis[0].strip()) - 1] == "▁"
+    assert 11 <= bars.count("▁") <= 15
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("int16", -32767, 32767),
+        ("int12_asym", 0, 4095),
+        ("fp16", -65504, 65504),
+        ("e5m10", -131008, 131008),
+        ("bfp12", -2047 / 1024, 2047 / 1024),
+        ("nvfp4", -6, 6),
+        ("any4", None, None),
+    ],
+)
+def test_the_range_is_shown_where_values_are_too_many_to_list(run, name, low, high):
+    shown = run("formats", "show", name, "--json").json
+    assert (shown["low"], shown["high"]) == (low, high)
+    message = run("formats", "show", name).message
+    assert "learned" in message if low is None else f"{high:.9g}" in message
