@@ -10,7 +10,7 @@ import structlog
 
 from mpsearch.schemas.jobs import Stage
 from mpsearch_api.execution.metrics import JobMetrics
-from mpsearch_api.execution.port import Ended, Run
+from mpsearch_api.execution.port import Assignment, Ended, Run
 from mpsearch_api.store.port import Claim, Update
 
 __all__ = ["Attempt", "AttemptCounts"]
@@ -24,7 +24,10 @@ class Attempt:
 
     Attributes:
         claim: The right to it.
-        run: The run; None when it could not be started.
+        assigning: What it needs being collected, such as files from elsewhere.
+        assigned: When that was last begun, on the monotonic clock.
+        waits: Why it had to be begun again; said once.
+        run: The run; None before it is started, or when it could not be.
         untold: Updates that the database has not taken yet.
         ended: How it ended.
         publishing: Its end on the way to the database.
@@ -34,6 +37,9 @@ class Attempt:
     """
 
     claim: Claim
+    assigning: Future[Assignment] | None = None
+    assigned: float = float("-inf")
+    waits: str = ""
     run: Run | None = None
     untold: list[Update] = field(default_factory=list)
     ended: Ended | None = None

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -36,7 +36,7 @@ from mpsearch_api.execution.heartbeat import Heartbeat
 from mpsearch_api.execution.local import Program
 from mpsearch_api.execution.metrics import JobMetrics
 from mpsearch_api.execution.outcome import failure_of
-from mpsearch_api.execution.port import Ended, Executor
+from mpsearch_api.execution.port import Assignment, Ended, Executor
 from mpsearch_api.execution.processes import die_with_parent
 from mpsearch_api.execution.publishing import Publisher
 from mpsearch_api.execution.upkeep import tidy_up
@@ -44,7 +44,7 @@ from mpsearch_api.faults import UnavailableError
 from mpsearch_api.logs import configure_logs
 from mpsearch_api.settings import Settings
 from mpsearch_api.store import Store, open_store
-from mpsearch_api.store.port import Claim
+from mpsearch_api.store.port import Claim, Update
 
 __all__ = ["Dispatcher", "make_executor", "run_dispatcher"]
 
@@ -56,6 +56,14 @@ TURN = 0.05
 UPKEEP = 60.0
 METRICS = 5.0
 MOST_UNTOLD = 1000
+MOST_SAID = 500
+SPARE_THREADS = 8
+SOON = 0.2
+"""Seconds for which the loop waits for what an attempt needs; files of this machine take less."""
+
+AWAY_SECONDS = 5.0
+"""Seconds until that is tried again, where the blob store or the database was away."""
+
 PARENT = "MPSEARCH_DISPATCHER_PARENT"
 """Variable with the process id of the server that started this dispatcher, if one did."""
 
@@ -90,6 +98,10 @@ class Dispatcher:
         self._held: tuple[Claim, ...] = ()
         self._not_ready: str | None = "starting"
         self._publisher = Publisher(store.jobs, blobs, settings)
+        # More than there are places: what a cancelled job waited for may be on its way yet.
+        self._assigners = ThreadPoolExecutor(
+            settings.workers + SPARE_THREADS, thread_name_prefix="assign"
+        )
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._tidying: Future[None] | None = None
         self._asked = self._tidied = self._written = float("-inf")
@@ -137,6 +149,7 @@ class Dispatcher:
         """End every job, put it back into the queue, and leave nothing behind."""
         log.info("dispatcher_stops", dispatcher=self.name, running=len(self._attempts))
         self._heartbeat.stop()
+        self._assigners.shutdown(wait=False, cancel_futures=True)
         self._publisher.close()
         for attempt in list(self._attempts.values()):
             if attempt.run is not None:
@@ -177,16 +190,41 @@ class Dispatcher:
         log.info("job_started", job=claim.job, attempt=claim.attempt, dispatcher=self.name)
         attempt = Attempt(claim)
         self._hold(attempt)
-        cache = cache_of(settings.data_dir, claim.tenant)
+        self._guarded(attempt, self._begin)
+        return True
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Collect what an attempt needs, then start it; again after a pause where that failed.
+
+        Files may come from far away, and the loop must go on meanwhile. Where they, or the
+        database, cannot be had now, the job waits: another dispatcher could have them no sooner.
+        """
+        now = time.monotonic()
+        if attempt.assigning is None:
+            if now - attempt.assigned < AWAY_SECONDS:
+                return
+            attempt.assigned = now
+            attempt.assigning = self._assigners.submit(self._assign, attempt.claim)
+            wait([attempt.assigning], SOON)
+        if not attempt.assigning.done():
+            return
+        assigning, attempt.assigning = attempt.assigning, None
         try:
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            assignment = self._assigner.assign(claim, self._folder_of(claim, new=True), cache)
-            attempt.run = self._executor.start(assignment)
+            attempt.run = self._executor.start(assigning.result())
+        except UnavailableError as error:
+            log.warning("job_waits", job=attempt.claim.job, error=str(error))
+            said = f"waits: {error}"[:MOST_SAID]
+            if said != attempt.waits:
+                attempt.waits = said
+                attempt.untold.append(Update("message", "load", message=said))
         except (MpsearchError, OSError) as error:
             self._publish(attempt, Ended(failure=failure_of(error)))
-        except Exception as error:  # noqa: BLE001 - as in _guarded
-            self._break_off(attempt, error)
-        return True
+
+    def _assign(self, claim: Claim) -> Assignment:
+        cache = cache_of(self._settings.data_dir, claim.tenant)
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = self._folder_of(claim)
+        return self._assigner.assign(claim, self._folder_of(claim, new=not folder.exists()), cache)
 
     def _guarded(self, attempt: Attempt, look: Callable[[Attempt], None]) -> None:
         """Let what nobody foresaw about one job fail that job, and not the others."""
@@ -211,7 +249,9 @@ class Dispatcher:
                     self._counts.ended(attempt)
                 self._forget(attempt)
             return
-        assert attempt.run is not None
+        if attempt.run is None:
+            self._begin(attempt)
+            return
         ended = attempt.run.ended()
         # Only now, since nothing comes after its last word.
         for update in attempt.run.updates():

@@ -55,7 +55,11 @@ class Piece:
 
 
 class ChaosService:
-    """Server and dispatchers over one database, and a client that does not give up."""
+    """Server and dispatchers over one database, and a client that does not give up.
+
+    Where the blobs are shared, each dispatcher has a data folder of its own, as on a machine of its
+    own.
+    """
 
     def __init__(
         self, settings: Settings, *, dispatchers: int, server: bool, heavy: bool = False
@@ -76,12 +80,18 @@ class ChaosService:
             "MPSEARCH_MOST_ATTEMPTS": str(settings.most_attempts),
             "MPSEARCH_LOG_FORMAT": "json",
         }
+        if settings.blob_url is not None:
+            environment["MPSEARCH_BLOB_URL"] = settings.blob_url
         log = settings.data_dir / "chaos.log"
         self.log = log
-        self.dispatchers = [
-            Piece([sys.executable, str(HERE / "dispatcher_process.py")], environment, log)
-            for _ in range(dispatchers)
-        ]
+        self.dispatchers = []
+        for number in range(dispatchers):
+            folder = settings.data_dir
+            if settings.blob_url is not None:
+                folder /= f"machine-{number}"
+            own = environment | {"MPSEARCH_DATA_DIR": str(folder)}
+            command = [sys.executable, str(HERE / "dispatcher_process.py")]
+            self.dispatchers.append(Piece(command, own, log))
         self.port = _free_port()
         command = [sys.executable, str(HERE / "server_process.py"), str(self.port)]
         self.server = Piece(command, environment, log) if server else None
@@ -144,12 +154,13 @@ class ChaosService:
 
     def left_over(self) -> list[int]:
         """Processes that work in folders of attempts."""
-        inside = f"{self.settings.data_dir.resolve() / 'run'}/"
+        inside = f"{self.settings.data_dir.resolve()}/"
         found = []
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
                 try:
-                    if f"{(process / 'cwd').readlink()}/".startswith(inside):
+                    place = f"{(process / 'cwd').readlink()}/"
+                    if place.startswith(inside) and "/run/" in place:
                         found.append(int(process.name))
                 except OSError:
                     continue
