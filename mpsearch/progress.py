@@ -14,7 +14,7 @@ class Progress:
     """How far one stage of the work has come.
 
     Attributes:
-        stage: `load`, `profile`, `price`, `solve`, `verify` or `report`.
+        stage: `load`, `profile`, `price`, `solve`, `verify`, `report` or `compare`.
         done: Steps finished.
         total: Steps in all.
         message: What is being done now.
@@ -42,7 +42,8 @@ def with_time_left(
     """Add to every report how long its stage will still take, by the pace so far.
 
     The pace is that of the steps since the first report of the same work: what a resumed run found
-    finished took no time and promises none. Where the message changes, other work begins.
+    finished took no time and promises none. Where the message changes, or fewer steps are done than
+    before, other work begins.
 
     Args:
         on_progress: Where reports go.
@@ -52,11 +53,13 @@ def with_time_left(
         The function to report to.
     """
     begun: dict[tuple[str, str], tuple[int, float]] = {}
+    last: dict[tuple[str, str], int] = {}
 
     def report(progress: Progress) -> None:
         work, now = (progress.stage, progress.message), clock()
-        if work not in begun:
+        if progress.done < last.get(work, progress.done + 1):
             begun[work] = progress.done, now
+        last[work] = progress.done
         first, since = begun[work]
         steps = progress.done - first
         if progress.done >= progress.total:

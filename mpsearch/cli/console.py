@@ -81,7 +81,15 @@ def progress_bars() -> Iterator[OnProgress]:
                 tasks[report.stage],
                 completed=report.done,
                 total=report.total,
-                note=report.message,
+                note=_note(report),
             )
 
         yield on_progress
+
+
+def _note(report: Progress) -> str:
+    if not report.seconds_left:
+        return report.message
+    minutes, seconds = divmod(round(report.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{report.message}, {hours}:{minutes:02}:{seconds:02} left"

@@ -75,6 +75,7 @@ def compare_command(
     ] = 24,
     seed: args.SeedOption = 0,
     device: args.DeviceOption = "cpu",
+    cache_dir: args.CacheOption = None,
     out: args.OutOption = None,
     png: Annotated[Path | None, typer.Option("--png", help="Draw it here.")] = None,
     as_json: args.JsonOption = False,
@@ -97,6 +98,7 @@ def compare_command(
             allocations=allocations,
             seed=seed,
             device=device,
+            cache_dir=cache_dir,
             on_progress=on_progress,
         )
     show(_table(found))
@@ -139,7 +141,7 @@ def _table(found: Comparison) -> Table:
         ranks = (row.single_spearman, row.single_kendall, row.whole_spearman, row.whole_kendall)
         table.add_row(
             name,
-            f"{row.seconds:.2f}",
+            f"{'≥ ' if row.resumed else ''}{row.seconds:.2f}",
             *("–" if value is None else f"{value:.2f}" for value in ranks),
             *(
                 f"[bold]{loss:.4g}[/]" if loss == least else f"{loss:.4g}"

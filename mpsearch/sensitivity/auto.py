@@ -70,7 +70,10 @@ class Auto(Estimator):
             The chosen candidate's scores; `statistics` holds the measured loss of every proposal.
         """
         refused: dict[str, str] = {}
-        folds = [self._measured(task, seen, unseen, refused) for seen, unseen in _folds(task)]
+        folds = [
+            self._measured(_saying(task, f"fold {number}"), seen, unseen, refused)
+            for number, (seen, unseen) in enumerate(_folds(task), 1)
+        ]
         names = [name for name in self._scorers if name not in refused]
         losses = np.array([[fold[name] for name in names] for fold in folds]).mean(axis=0)
         # A divergence may be nothing at all; what is that small has no ratio.
@@ -90,7 +93,7 @@ class Auto(Estimator):
             f"auto_loss_at_{fraction:.0%}": dict(zip(names, column.tolist(), strict=True))
             for fraction, column in zip(FRACTIONS, losses.T, strict=True)
         }
-        scores = self._scorers[chosen].score(task)
+        scores = self._scorers[chosen].score(_saying(task, chosen))
         return replace(
             scores,
             statistics={**scores.statistics, **table},
@@ -118,7 +121,7 @@ class Auto(Estimator):
                 refused[name] = f"{name} scores weights only"
                 continue
             try:
-                scores = scorer.score(replace(task, data=seen))
+                scores = scorer.score(_saying(replace(task, data=seen), name))
             except ModelError:
                 raise  # a broken model is broken for every candidate
             except InputError as error:
@@ -132,6 +135,14 @@ class Auto(Estimator):
             replace(task, data=unseen), choices, task.loss, "proposals of candidates"
         )
         return dict(zip(able, losses.reshape(len(able), len(FRACTIONS)), strict=True))
+
+
+def _saying(task: ScoringTask, what: str) -> ScoringTask:
+    """Name in progress reports what the same kind of work is done for."""
+    told = task.on_progress
+    return replace(
+        task, on_progress=lambda report: told(replace(report, message=f"{what}: {report.message}"))
+    )
 
 
 def _folds(task: ScoringTask) -> list[tuple[DataSet, DataSet]]:
@@ -187,6 +198,9 @@ def proposal(task: ScoringTask, scores: Scores, fraction: float) -> list[int]:
             np.stack([first % width, second % width], axis=1),
             scores.interactions[first, second],
         )
+    # Sums are solved in milliseconds; a looser gap would leave the answer to chance where many
+    # allocations are about as good, and pairs are not proven much closer in the time.
+    gap = 1e-6 if pairs is None else 1e-3
     problem = Problem.from_arrays(
         scores.loss,
         costs={"bits": bits},
@@ -195,6 +209,6 @@ def proposal(task: ScoringTask, scores: Scores, fraction: float) -> list[int]:
         options=[option.name for option in task.options],
         interactions=pairs,
     )
-    solution = solve(problem, gap=1e-3, time_limit=20.0, seed=task.seed)
+    solution = solve(problem, gap=gap, time_limit=20.0, seed=task.seed)
     assert solution.indices is not None
     return [int(column) for column in solution.indices]

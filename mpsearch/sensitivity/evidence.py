@@ -5,64 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from mpsearch.engine.meter import AllocationMeter
 from mpsearch.errors import InputError, MpsearchError
 from mpsearch.losses import Loss, as_loss
 from mpsearch.menu import Wishes
 from mpsearch.pipeline import profile
-from mpsearch.progress import OnProgress, Progress, ignore_progress
+from mpsearch.progress import OnProgress, Progress, ignore_progress, with_time_left
 from mpsearch.schemas import Profile
-from mpsearch.schemas.document import Document, Record
 from mpsearch.sensitivity.auto import proposal
 from mpsearch.sensitivity.catalog import build, known
+from mpsearch.sensitivity.comparison import Comparison, EstimatorEvidence, finished_rows
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.ranking import kendall, spearman
 from mpsearch.sensitivity.shards import measure_choices
 
-__all__ = ["Comparison", "EstimatorEvidence", "compare_estimators"]
-
-
-class EstimatorEvidence(Record):
-    """How one estimator did."""
-
-    estimator: str
-    seconds: float = Field(description="time to score all layers and options")
-    single_spearman: float | None = Field(description="with measured increases of single choices")
-    single_kendall: float | None
-    whole_spearman: float | None = Field(description="with measured random whole allocations")
-    whole_kendall: float | None
-    losses: list[float] = Field(
-        description="measured increase of its allocation at every budget, on held-out data if any"
-    )
-    chosen: str | None = Field(default=None, description="what `auto` took")
-
-
-class Comparison(Document):
-    """Estimators beside measurements on one model."""
-
-    kind: Literal["comparison"] = "comparison"
-    loss_function: str
-    judged_by: str | None = Field(
-        default=None, description="loss that `losses` and `float_loss` are of; null: loss_function"
-    )
-    options: list[str]
-    fractions: list[float] = Field(
-        description="budgets: fractions of the way from the fewest to the most average weight bits"
-    )
-    held_out: bool = Field(description="whether `losses` are on data that no score has seen")
-    float_loss: float
-    rows: list[EstimatorEvidence]
-    failures: dict[str, str] = Field(
-        default_factory=dict, description="estimators that could not score, and why"
-    )
-    seed: int = 0
+__all__ = ["Comparison", "compare_estimators"]
 
 
 class _Grabber(Estimator):
@@ -109,9 +73,11 @@ def compare_estimators(
         skip: Patterns of layers to leave in float.
         seed: Seed of everything random.
         device: As in `profile`.
-        cache_dir: Folder for finished parts of measurements, as in `profile`; what is found there
-            takes no time, which shows in the seconds.
-        on_progress: Called after every step.
+        cache_dir: Folder for finished rows and for finished parts of measurements, as in `profile`:
+            a run that was killed goes on from there. Every estimator has parts of its own, so that
+            its seconds are those of its whole work; where a run was resumed, the row says so.
+        on_progress: Called after every step: stage `compare` counts estimators, the steps of each
+            are of stage `profile`.
 
     Returns:
         One row for every estimator, in catalog order, and the reasons of those that refused.
@@ -124,47 +90,100 @@ def compare_estimators(
             f"allocations must be at least 3 and fractions 0 to 1, not {allocations} and "
             f"{list(fractions)}"
         )
-    grabber = _Grabber()
     common: dict[str, Any] = {"loss": loss, "wishes": Wishes(skip=skip), "seed": seed}
-    singles = profile(model, data, options, grabber, device=device, cache_dir=cache_dir, **common)
+    grabber = _Grabber()
+    singles = profile(
+        model,
+        data,
+        options,
+        grabber,
+        device=device,
+        cache_dir=cache_dir,
+        on_progress=on_progress,
+        **common,
+    )
     task = grabber.task
     assert task is not None
-    drawn, measured = _random_allocations(task, allocations)
-    judge = _Judge(task, task.loss if judged_by is None else as_loss(judged_by))
+    judged = task.loss if judged_by is None else as_loss(judged_by)
+    measured = _Measured(task, singles, judged, list(fractions), allocations)
+    kept = finished_rows(task, judged, list(fractions), allocations)
     rows, failures = [], {}
     names = list(estimators or [entry.name for entry in known()])
-    for done, name in enumerate(names, 1):
-        started = time.perf_counter()
-        try:
-            scores = _scored(task, name)
-        except MpsearchError as error:
-            failures[name] = str(error)
-            continue
-        took = time.perf_counter() - started
-        predicted = [_predicted(scores, columns) for columns in drawn]
-        rows.append(
-            EstimatorEvidence(
-                estimator=name,
-                seconds=took,
-                single_spearman=_defined(spearman(_offered(scores.loss, task), _of(singles, task))),
-                single_kendall=_defined(kendall(_offered(scores.loss, task), _of(singles, task))),
-                whole_spearman=_defined(spearman(predicted, measured)),
-                whole_kendall=_defined(kendall(predicted, measured)),
-                losses=[judge(proposal(task, scores, fraction)) for fraction in fractions],
-                chosen=_chosen(scores) if name == "auto" else None,
-            )
-        )
-        on_progress(Progress("profile", done, len(names), name))
+    tell = with_time_left(on_progress)
+    for done, name in enumerate(names):
+        tell(Progress("compare", done, len(names), "estimators"))
+        row = kept.load(name)
+        if row is None:
+            resumed = kept.begin(name)
+            started = time.perf_counter()
+            try:
+                scores = _scored(_own(task, name, on_progress), name)
+            except MpsearchError as error:
+                failures[name] = str(error)
+                continue
+            row = measured.row(name, scores, time.perf_counter() - started, resumed)
+            kept.keep(row)
+        rows.append(row)
+    tell(Progress("compare", len(names), len(names), "estimators"))
     return Comparison(
         loss_function=task.loss.name,
-        judged_by=judge.loss.name,
+        judged_by=judged.name,
         options=[option.name for option in task.options],
         fractions=list(fractions),
         held_out=task.data.verifies_on_held_out,
-        float_loss=judge.float_loss,
+        float_loss=measured.float_loss,
         rows=rows,
         failures=failures,
         seed=seed,
+    )
+
+
+class _Measured:
+    """What estimators are held against: single choices, random allocations, and outcomes."""
+
+    def __init__(
+        self,
+        task: ScoringTask,
+        singles: Profile,
+        judged_by: Loss,
+        fractions: Sequence[float],
+        allocations: int,
+    ) -> None:
+        self._task = task
+        self._singles = _offered(singles.loss, task)
+        self._drawn, self._whole = _random_allocations(task, allocations)
+        self._fractions = fractions
+        self._meter = AllocationMeter(task.quantizer, task.data.verification_batches(), judged_by)
+        self.float_loss = self._meter.measure({}).loss
+
+    def row(self, name: str, scores: Scores, seconds: float, resumed: bool) -> EstimatorEvidence:
+        """Hold scores against what was measured, and measure what they lead to."""
+        single = _offered(scores.loss, self._task)
+        whole = [_predicted(scores, columns) for columns in self._drawn]
+        return EstimatorEvidence(
+            estimator=name,
+            seconds=seconds,
+            single_spearman=_defined(spearman(single, self._singles)),
+            single_kendall=_defined(kendall(single, self._singles)),
+            whole_spearman=_defined(spearman(whole, self._whole)),
+            whole_kendall=_defined(kendall(whole, self._whole)),
+            losses=[self._outcome(scores, fraction) for fraction in self._fractions],
+            chosen=_chosen(scores) if name == "auto" else None,
+            resumed=resumed,
+        )
+
+    def _outcome(self, scores: Scores, fraction: float) -> float:
+        columns = proposal(self._task, scores, fraction)
+        return self._meter.measure(_choice(self._task, columns)).loss - self.float_loss
+
+
+def _own(task: ScoringTask, name: str, on_progress: OnProgress) -> ScoringTask:
+    """Give an estimator a cache of its own, and say in progress reports whose they are."""
+    timed = with_time_left(on_progress)
+    return replace(
+        task,
+        cache_dir=None if task.cache_dir is None else task.cache_dir / "estimators" / name,
+        on_progress=lambda report: timed(replace(report, message=f"{name}: {report.message}")),
     )
 
 
@@ -196,19 +215,6 @@ def _random_allocations(
     )
 
 
-class _Judge:
-    """Measures allocations on the part of the data for verification."""
-
-    def __init__(self, task: ScoringTask, loss: Loss) -> None:
-        self.loss = loss
-        self._task = task
-        self._meter = AllocationMeter(task.quantizer, task.data.verification_batches(), loss)
-        self.float_loss = self._meter.measure({}).loss
-
-    def __call__(self, columns: list[int]) -> float:
-        return self._meter.measure(_choice(self._task, columns)).loss - self.float_loss
-
-
 def _choice(task: ScoringTask, columns: Sequence[int]) -> dict[str, Any]:
     return {
         layer.name: task.options[column] for layer, column in zip(task.layers, columns, strict=True)
@@ -229,10 +235,6 @@ def _offered(table: NDArray[np.float64], task: ScoringTask) -> NDArray[np.float6
     quantized = [not option.is_float for option in task.options]
     flat: NDArray[np.float64] = table[:, quantized].ravel()
     return flat
-
-
-def _of(singles: Profile, task: ScoringTask) -> NDArray[np.float64]:
-    return _offered(singles.loss, task)
 
 
 def _defined(value: float) -> float | None:

@@ -165,8 +165,11 @@ def _shard(context: ShardContext, shard: _Batches, step: Callable[[int], None]) 
             for left, vector in zip(range(len(vectors) - 1, -1, -1), vectors, strict=True):
                 collector.last = left == 0
                 if output.requires_grad:
+                    # Autograd imports sympy, which takes a second, to check a vector's shape; the
+                    # derivative of a sum needs none.
+                    total = (output * vector()).sum()
                     torch.autograd.grad(
-                        output, taps.leaves, vector(), retain_graph=left > 0, allow_unused=True
+                        total, taps.leaves, retain_graph=left > 0, allow_unused=True
                     )
             if position < len(shard.batches) - 1:
                 step(position + 1)

@@ -33,6 +33,11 @@ def test_other_work_starts_anew():
     assert found == [None, pytest.approx(8.0), None, pytest.approx(27.0)]
 
 
+def test_the_same_work_from_its_beginning_starts_anew():
+    found = reported([(0, 1, 4, "a"), (9, 4, 4, "a"), (90, 1, 4, "a"), (92, 2, 4, "a")])
+    assert found == [None, 0.0, None, pytest.approx(4.0)]
+
+
 def test_reports_are_otherwise_as_they_were():
     seen = []
     given = Progress("verify", 1, 2, "baseline")

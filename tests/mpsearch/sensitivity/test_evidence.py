@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -157,3 +161,109 @@ def test_list_still_prints_every_estimator_as_json(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert {"auto", "hessian_trace", "pairwise"} <= {entry["name"] for entry in listed}
     assert all(entry["memory"] and entry["source"] for entry in listed)
+
+
+PROGRAM = """
+import sys
+import mpsearch as mp
+from mpsearch.models.digits import digits
+
+whole = digits()
+data = mp.DataSet("few", whole.inputs[:48], whole.targets[:48], batch_size=24)
+
+def tell(progress):
+    if progress.stage in {"compare", "profile"}:
+        print(progress.stage, progress.done, progress.message.partition(":")[0], flush=True)
+    if progress.stage == "compare" and progress.done == int(sys.argv[2]):
+        sys.stdin.readline()
+
+found = mp.compare_estimators(
+    "digits-resnet", data, ["w2", "w4"], ["fisher_output", "kurtosis", "taylor2"],
+    allocations=4, cache_dir=sys.argv[1], on_progress=tell,
+)
+print(found.model_dump_json())
+"""
+
+
+def comparing(folder, stop):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), str(stop)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def without_seconds(text):
+    found = Comparison.model_validate_json(text)
+    return [row.model_copy(update={"seconds": 0.0, "resumed": False}) for row in found.rows]
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_goes_on_from_its_last_row(tmp_path):
+    run = comparing(tmp_path / "killed", 2)
+    for line in run.stdout:
+        if line.startswith("compare 2"):
+            break
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    run.stdout.close()
+    run.stdin.close()
+    resumed, _ = comparing(tmp_path / "killed", -1).communicate(timeout=120)
+    whole, _ = comparing(tmp_path / "whole", -1).communicate(timeout=120)
+    *said, result = resumed.splitlines()
+    # The rows of the first two estimators are read; only the third scores.
+    scoring = {line.split()[2] for line in said if line.startswith("profile")}
+    assert "taylor2" in scoring
+    assert not scoring & {"fisher_output", "kurtosis"}
+    assert without_seconds(result) == without_seconds(whole.splitlines()[-1])
+    again = Comparison.model_validate_json(result)
+    assert [row.resumed for row in again.rows] == [False, False, False]
+
+
+def test_a_row_whose_scoring_was_stopped_says_so(net, data, tmp_path):
+    def stopping(progress):
+        if progress.message.startswith("fisher_output"):
+            raise KeyboardInterrupt
+
+    names = ["kurtosis", "fisher_output"]
+    settings = {"allocations": 3, "cache_dir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        mp.compare_estimators(net, data, OPTIONS, names, on_progress=stopping, **settings)
+    found = mp.compare_estimators(net, data, OPTIONS, names, **settings)
+    assert [row.resumed for row in found.rows] == [False, True]
+
+
+def test_a_kept_row_is_of_its_own_budgets_and_data(net, exact, data, tmp_path):
+    settings = {"allocations": 3, "cache_dir": tmp_path}
+    names = ["kurtosis"]
+    one = mp.compare_estimators(net, data, OPTIONS, names, fractions=[0.3], **settings)
+    two = mp.compare_estimators(net, data, OPTIONS, names, fractions=[0.3, 0.9], **settings)
+    held = mp.DataSet(
+        "d", exact.inputs, exact.targets, exact.inputs[:3] + 1, exact.targets[:3], batch_size=5
+    )
+    other = mp.compare_estimators(net, held, OPTIONS, names, fractions=[0.3], **settings)
+    assert len(one.rows[0].losses) == 1
+    assert len(two.rows[0].losses) == 2
+    assert other.rows[0].losses != one.rows[0].losses
+
+
+def test_a_kept_row_that_cannot_be_read_is_measured_again_with_a_warning(net, data, tmp_path):
+    settings = {"allocations": 3, "cache_dir": tmp_path}
+    one = mp.compare_estimators(net, data, OPTIONS, ["kurtosis"], **settings)
+    (file,) = (tmp_path / "comparisons").glob("kurtosis-*.json")
+    file.write_text(file.read_text()[:-20])
+    with pytest.warns(RuntimeWarning, match="measured again"):
+        two = mp.compare_estimators(net, data, OPTIONS, ["kurtosis"], **settings)
+    assert two.rows[0].losses == one.rows[0].losses
+
+
+def test_progress_counts_estimators_and_names_who_scores(net, data):
+    seen = []
+    mp.compare_estimators(
+        net, data, OPTIONS, ["kurtosis", "fisher_output"], allocations=3, on_progress=seen.append
+    )
+    counted = [(p.done, p.total) for p in seen if p.stage == "compare"]
+    assert counted == [(0, 2), (1, 2), (2, 2)]
+    assert any(p.stage == "profile" and p.message.startswith("fisher_output: ") for p in seen)
+    assert seen[-1].seconds_left == 0
