@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import string
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mpsearch.budgets import parse_budget
+from mpsearch.budgets import UNITS, parse_budget
 from mpsearch.errors import BudgetError, InputError
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "JsonOption",
     "LossOption",
     "MaxDropOption",
+    "MemoryOption",
     "MethodOption",
     "ModelArgument",
     "NoVerifyOption",
@@ -46,6 +49,7 @@ __all__ = [
     "TrustedOption",
     "budgets_of",
     "fixes_of",
+    "memory_of",
     "options_of",
     "settings_of",
 ]
@@ -115,6 +119,15 @@ CacheOption = Annotated[
     typer.Option(
         "--cache-dir",
         help="Keep finished parts of long measurements here; an interrupted run resumes.",
+        show_default=False,
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-limit",
+        help="Most memory to hold beside the model, its quantized weights and the data while "
+        "layers are scored: 2GiB, 500MB; batches are made as small as that needs.",
         show_default=False,
     ),
 ]
@@ -280,6 +293,33 @@ def fixes_of(texts: list[str]) -> dict[str, str]:
             raise InputError(f"--fix {text!r}: write PATTERN=OPTION, such as fc=w8a8")
         fixes[pattern] = option
     return fixes
+
+
+def memory_of(text: str | None) -> int | None:
+    """Read an amount of memory.
+
+    Args:
+        text: A number with a unit of bytes, or None.
+
+    Returns:
+        Bytes, or None where nothing was given.
+
+    Raises:
+        InputError: Not a positive amount of bytes.
+    """
+    if text is None:
+        return None
+    number = text.strip().rstrip(string.ascii_letters)
+    unit = text.strip()[len(number) :]
+    try:
+        amount = float(number) * UNITS["B"][unit or "B"]
+    except (ValueError, KeyError):
+        amount = math.nan
+    if not (math.isfinite(amount) and amount >= 1):
+        raise InputError(
+            f"--memory-limit {text!r}: write a number with a unit of bytes, such as 2GiB or 500MB"
+        )
+    return int(amount)
 
 
 def settings_of(texts: list[str]) -> dict[str, Any]:

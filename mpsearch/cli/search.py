@@ -37,6 +37,7 @@ _OF_SCORING = {
     "fix": "--fix",
     "skip": "--skip",
     "cache_dir": "--cache-dir",
+    "memory_limit": "--memory-limit",
 }
 _OF_THE_MODEL = {"data": "--data", "loss": "--loss", "samples": "--samples", "device": "--device"}
 
@@ -56,6 +57,7 @@ def search_command(
     setting: args.SettingOption = [],  # noqa: B006
     loss: args.LossOption = None,
     cache_dir: args.CacheOption = None,
+    memory_limit: args.MemoryOption = None,
     hardware: args.HardwareOption = None,
     batch: args.BatchOption = None,
     context: args.ContextOption = 1,
@@ -93,6 +95,7 @@ def search_command(
     A cost table that names the layers prices saved scores too, given as --costs or --hardware.
     """
     budgets = args.budgets_of(budget)
+    most_bytes = args.memory_of(memory_limit)
     wanted = _goal(goal, max_drop)
     if profile is not None:
         _refuse_ignored(context_of_call, _OF_SCORING, "the saved --profile already says")
@@ -168,6 +171,7 @@ def search_command(
                 seed=seed,
                 device=device,
                 cache_dir=cache_dir,
+                memory_limit=most_bytes,
                 on_progress=on_progress,
                 **args.settings_of(setting),
             )

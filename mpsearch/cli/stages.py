@@ -37,6 +37,7 @@ def profile_command(
     setting: args.SettingOption = [],  # noqa: B006 - typer reads the default, nothing changes it
     loss: args.LossOption = None,
     cache_dir: args.CacheOption = None,
+    memory_limit: args.MemoryOption = None,
     groups_for: args.GroupsForOption = None,
     group: args.GroupOption = [],  # noqa: B006
     fix: args.FixOption = [],  # noqa: B006
@@ -50,6 +51,7 @@ def profile_command(
 
     mpsearch profile digits-resnet --data digits --estimator hessian_trace --out profile.json
     """
+    most_bytes = args.memory_of(memory_limit)
     from mpsearch.cli.loading import load
     from mpsearch.pipeline import profile
 
@@ -73,6 +75,7 @@ def profile_command(
             seed=seed,
             device=device,
             cache_dir=cache_dir,
+            memory_limit=most_bytes,
             on_progress=on_progress,
             **args.settings_of(setting),
         )
