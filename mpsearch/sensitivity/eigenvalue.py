@@ -35,7 +35,7 @@ Engine = Literal["mpsearch", "pyhessian"]
 PER_PRODUCT = 3.0
 """Cost of a product of one layer's block in forward passes."""
 
-FEWEST = 16
+FEWEST = 8
 """Layers that are worth a shard of their own: each builds the graph of every batch anew."""
 
 
