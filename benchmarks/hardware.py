@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import mpsearch as mp
-from mpsearch.hardware.additivity import budget_met, check_additivity
+from mpsearch.hardware.additivity import budget_met, check_additivity, drift
 from mpsearch.hardware.measure_runtime import measure_runtime
 from mpsearch.hardware.rounds import Rounds
 from mpsearch.hardware.table import CostTable, Entry
@@ -135,7 +135,8 @@ def _search(model: object, table: CostTable, asked: argparse.Namespace) -> None:
         further={"chosen": answer.layers},
         rounds=Rounds(asked.rounds),
     )
-    print(f"chosen model: {budget_met(answer, found.checks[-1], table)}")
+    pace = drift(found.checks, table.checks)
+    print(f"chosen model: {budget_met(answer, found.checks[-1], table, pace)}")
     check = answer.verification
     if check is not None:
         print(

@@ -185,7 +185,7 @@ def check_command(
 
     mpsearch hardware check digits-resnet -d digits --table cpu.json
     """
-    from mpsearch.hardware.additivity import budget_met, check_additivity
+    from mpsearch.hardware.additivity import budget_met, check_additivity, drift
     from mpsearch.hardware.rounds import Rounds
     from mpsearch.models.registry import as_model
     from mpsearch.schemas import Allocation
@@ -210,10 +210,11 @@ def check_command(
             ),
             on_progress=on_progress,
         )
+    pace = drift(found.checks, table.checks)
     others = [each for each in table.checks if each.model != named.name]
     table.model_copy(update={"checks": [*others, *found.checks]}).save(table_file)
     met = {
-        each.allocation: budget_met(saved[each.allocation], each, table)
+        each.allocation: budget_met(saved[each.allocation], each, table, pace)
         for each in found.checks
         if each.allocation in saved
     }

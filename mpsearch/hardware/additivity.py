@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -28,9 +29,17 @@ from mpsearch.models.layers import find_layers
 from mpsearch.progress import OnProgress, Progress, ignore_progress
 from mpsearch.schemas import Allocation
 
-__all__ = ["Additivity", "BudgetMet", "budget_met", "check_additivity", "predicted_latency"]
+__all__ = [
+    "Additivity",
+    "BudgetMet",
+    "budget_met",
+    "check_additivity",
+    "drift",
+    "predicted_latency",
+]
 
 RESOURCE = "latency"
+UNIFORM = "uniform "
 
 
 @dataclass(frozen=True)
@@ -62,34 +71,70 @@ class BudgetMet:
         measured: Seconds of the whole model.
         limit: Seconds of the budget.
         tolerance: Relative error of such sums that the allocation states; 0 where it states none.
+        drift: How long the machine takes now for models that were checked before, over what it
+            took then; None where it is not known.
     """
 
     measured: float
     limit: float
     tolerance: float
+    drift: float | None = None
 
     @property
     def verdict(self) -> str:
         """Where the measured latency lies."""
-        if self.measured <= self.limit:
+        return self._judged(self.measured)
+
+    def _judged(self, seconds: float) -> str:
+        if seconds <= self.limit:
             return "within the budget"
-        within = self.measured <= self.limit * (1 + self.tolerance)
+        within = seconds <= self.limit * (1 + self.tolerance)
         return "above the budget, within the tolerance" if within else "BEYOND the tolerance"
 
     def __str__(self) -> str:
         """Say it in one line."""
         measured, limit = (format_amount(each, "s") for each in (self.measured, self.limit))
         stated = f"± {self.tolerance:.1%}" if self.tolerance else "without a stated tolerance"
-        return f"{measured} measured, budget {limit} {stated}: {self.verdict}"
+        said = f"{measured} measured, budget {limit} {stated}: {self.verdict}"
+        if self.drift is None or self.measured <= self.limit * (1 + self.tolerance):
+            return said
+        before = self.measured / self.drift
+        return (
+            f"{said}. Models that were checked before take {self.drift:.3f}x what they took then; "
+            f"at that pace it is {format_amount(before, 's')}, {self._judged(before)}"
+        )
 
 
-def budget_met(allocation: Allocation, check: Check, table: CostTable) -> BudgetMet | None:
+def drift(now: Sequence[Check], before: Sequence[Check]) -> float | None:
+    """Compare how long the machine takes for the same models now and earlier.
+
+    Args:
+        now: Checks of now.
+        before: Earlier checks, such as those in the table.
+
+    Returns:
+        The median ratio over uniform allocations, which are the same in every check; None where
+        no model is in both.
+    """
+    known = {(each.model, each.allocation): each.measured for each in before}
+    ratios = [
+        each.measured / known[each.model, each.allocation]
+        for each in now
+        if each.allocation.startswith(UNIFORM) and (each.model, each.allocation) in known
+    ]
+    return statistics.median(ratios) if ratios else None
+
+
+def budget_met(
+    allocation: Allocation, check: Check, table: CostTable, pace: float | None = None
+) -> BudgetMet | None:
     """Compare what an allocation's model took with the latency budget it was chosen for.
 
     Args:
         allocation: The allocation.
         check: The run of its model.
         table: The table that the check belongs to.
+        pace: What `drift` says of the machine.
 
     Returns:
         The comparison; None where the allocation has no such budget.
@@ -98,7 +143,7 @@ def budget_met(allocation: Allocation, check: Check, table: CostTable) -> Budget
     if use is None:
         return None
     measured, _ = to_base(check.measured, table.units[check.resource])
-    return BudgetMet(measured, use.limit, use.tolerance or 0.0)
+    return BudgetMet(measured, use.limit, use.tolerance or 0.0, pace)
 
 
 def check_additivity(
@@ -209,7 +254,7 @@ def _chosen(
 ) -> dict[str, dict[str, str]]:
     """Each option alone, and random allocations that were no part of the measurement."""
     options = [o.name for o in parse_options(table.options)]
-    found = {f"uniform {option}": dict.fromkeys(graph.layers, option) for option in options}
+    found = {f"{UNIFORM}{option}": dict.fromkeys(graph.layers, option) for option in options}
     draw = random.Random(seed)  # noqa: S311 - no secret
     for number in range(mixed if len(options) > 1 else 0):
         # Runs of like layers, as allocations have them, and single ones.

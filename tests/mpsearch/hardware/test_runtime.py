@@ -12,13 +12,13 @@ from torch import Tensor, nn
 import mpsearch as mp
 from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import parse_option
-from mpsearch.hardware.additivity import BudgetMet, check_additivity, predicted_latency
+from mpsearch.hardware.additivity import BudgetMet, check_additivity, drift, predicted_latency
 from mpsearch.hardware.graph_prices import TO_FLOAT, TO_INT8, graph_prices
 from mpsearch.hardware.measure_runtime import conversions_of, measure_runtime
 from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, runtime_graph
 from mpsearch.hardware.rounds import Rounds
-from mpsearch.hardware.table import CostTable
+from mpsearch.hardware.table import Check, CostTable
 from mpsearch.menu import Wishes
 from mpsearch.models.digits import DigitsResNet
 from mpsearch.models.layers import find_layers
@@ -267,3 +267,23 @@ def test_a_measured_latency_is_judged_by_its_budget_and_tolerance(measured, verd
 def test_a_latency_without_a_checked_tolerance_says_so() -> None:
     found = BudgetMet(2.0001e-3, limit=2e-3, tolerance=0.0)
     assert "without a stated tolerance: BEYOND" in str(found)
+
+
+def test_a_slower_machine_is_told_apart_from_a_slower_model() -> None:
+    def checks(slowness: float, **further: float) -> list[Check]:
+        taken = {"uniform float": 12.0, "uniform w8a8": 8.0, "mixed 1": 10.0} | further
+        return [
+            Check(model="m", allocation=name, predicted=1.0, measured=ms * slowness)
+            for name, ms in taken.items()
+        ]
+
+    # Random allocations may be others under the same name.
+    now = [*checks(1.04), Check(model="n", allocation="uniform float", predicted=1, measured=9)]
+    pace = drift(now, checks(1.0, **{"mixed 1": 99.0}))
+    assert pace == pytest.approx(1.04)
+    assert drift(now, []) is None
+    found = BudgetMet(2.09e-3, limit=2e-3, tolerance=0.02, drift=pace)
+    assert found.verdict == "BEYOND the tolerance"
+    assert "take 1.040x what they took then" in str(found)
+    assert str(found).endswith("at that pace it is 2.01 ms, above the budget, within the tolerance")
+    assert "then" not in str(BudgetMet(2.01e-3, limit=2e-3, tolerance=0.02, drift=pace))
