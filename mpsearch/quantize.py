@@ -143,6 +143,10 @@ def quantized(
 ) -> Iterator[nn.Module]:
     """Run a model with an allocation on it, and get it back as it was.
 
+    Contexts can be nested: of two formats for one weight the inner one holds, on the float weight;
+    an input is rounded by both. Ranges that an inner context calibrates are those of the model as
+    the outer one left it.
+
     Args:
         model: The float model.
         allocation: An allocation, or layer -> option.
@@ -153,10 +157,13 @@ def quantized(
     Yields:
         The same model, fake-quantized inside the context.
     """
-    refuse_quantized(model)
+    refuse_quantized(model, nested=True)
     dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
     quantizer = _quantizer(model, allocation, dataset, RangeRule(calibration, percentile))
-    with quantizer.options(_choice(allocation)) as changed:
+    with (
+        quantizer.options(_choice(allocation)) as changed,
+        mark_quantized(model, for_now=True),
+    ):
         yield changed
 
 

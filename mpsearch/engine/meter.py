@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.engine.prefix import DivergedError, Recording, record
-from mpsearch.engine.quantizer import Quantizer
+from mpsearch.engine.quantizer import Quantizer, refuse_quantized
 from mpsearch.errors import DataError, InputError, MpsearchError
 from mpsearch.formats import Option, parse_option
 from mpsearch.losses import Loss, Tally
@@ -139,6 +139,7 @@ class AllocationMeter:
 
     def _prepare(self) -> None:
         """Refuse options that are on, and forget what was recorded of weights since changed."""
+        refuse_quantized(self._quantizer.model)
         if self._quantizer.active:
             raise InputError(
                 "the quantizer has options on already, so choices would be measured on top of "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mpsearch.engine.activations import (
     MINMAX,
@@ -39,35 +40,48 @@ Ranges = Mapping[str, tuple[float, float] | KnownRange | Statistics]
 _QUANTIZED = "_mpsearch_quantized"
 """Name in a module's own dictionary, which deep copies and pickles take along."""
 
+_FLOAT: MutableMapping[nn.Parameter, Tensor] = WeakIdKeyDictionary()
+"""Values of parameters while options are on them, so that the contexts of several quantizers can
+be nested."""
 
-def mark_quantized(model: nn.Module) -> ExitStack:
-    """Mark a model and its parts as quantized in place.
+
+def mark_quantized(model: nn.Module, *, for_now: bool = False) -> ExitStack:
+    """Mark a model and its parts as quantized.
 
     Args:
         model: The model.
+        for_now: For the length of a context, in which other contexts may be entered.
 
     Returns:
         What takes the marks off; open until it is closed.
     """
     with ExitStack() as undo:
         for module in model.modules():
-            module.__dict__[_QUANTIZED] = True
-            undo.callback(module.__dict__.pop, _QUANTIZED, None)
+            if _QUANTIZED not in module.__dict__:  # else the mark of a context around this one
+                module.__dict__[_QUANTIZED] = "for now" if for_now else "in place"
+                undo.callback(module.__dict__.pop, _QUANTIZED, None)
         return undo.pop_all()
 
 
-def refuse_quantized(model: nn.Module) -> None:
+def refuse_quantized(model: nn.Module, *, nested: bool = False) -> None:
     """Raise where a float model is needed and quantized values would pass for its weights.
 
     Args:
         model: The model.
+        nested: It may be inside a context that quantizes it for now.
 
     Raises:
-        ModelError: It, a part of it, or what it was copied from is quantized in place.
+        ModelError: It, a part of it, or what it was copied from is quantized.
     """
     for name, module in model.named_modules():
-        if _QUANTIZED in module.__dict__:
-            part = f"part {name} of this" if name else "this"
+        mark = module.__dict__.get(_QUANTIZED)
+        part = f"part {name} of this" if name else "this"
+        if mark == "for now" and not nested:
+            raise ModelError(
+                f"{part} {type(model).__name__} is inside a context of mpsearch.quantized, or a "
+                "copy made in one; leave the context first"
+            )
+        if mark == "in place":
             raise ModelError(
                 f"{part} {type(model).__name__} is quantized in place already, or a copy of one "
                 "that is; call mpsearch.quantize.restore(model) on the original first"
@@ -135,7 +149,7 @@ class Quantizer:
             rule: How a range is chosen from statistics, for every format apart.
             memory_limit: Most bytes of quantized weights to keep.
         """
-        refuse_quantized(model)
+        refuse_quantized(model, nested=True)
         self.model = model
         self.sites = weight_sites(model)
         self._ranges = ranges
@@ -221,7 +235,7 @@ class Quantizer:
         originals = dict(self._originals)
         self._contexts += 1
         try:
-            with self.put_on(choice):
+            with self.put_on(choice), self._published():
                 yield self.model
         finally:
             self._contexts -= 1
@@ -272,7 +286,20 @@ class Quantizer:
 
     def _original(self, site: WeightSite) -> Tensor:
         name = site.parameters[0]
-        return self._originals.get(name, self.model.get_parameter(name).detach())
+        if name in self._originals:
+            return self._originals[name]
+        parameter = self.model.get_parameter(name)
+        return _FLOAT.get(parameter, parameter.detach())
+
+    def _published(self) -> ExitStack:
+        """Tell other quantizers of these parameters what was in them, until the stack is closed."""
+        with ExitStack() as undo:
+            for name, original in self._originals.items():
+                parameter = self.model.get_parameter(name)
+                if parameter not in _FLOAT:  # else a context around this one knows better
+                    _FLOAT[parameter] = original
+                    undo.callback(_FLOAT.pop, parameter, None)
+            return undo.pop_all()
 
     def _resolved(
         self, choice: Mapping[str, Option]
@@ -295,16 +322,18 @@ class Quantizer:
 
     def _exchange(self, site: WeightSite, weight_format: Format, undo: ExitStack) -> None:
         quantized = self.weight(site.name, weight_format)
+        original = self._original(site)
         for parameter in _distinct(self.model, site):
             if site.flattened:
                 before = parameter.data.clone()
+                original = before if original.data_ptr() == parameter.data_ptr() else original
                 parameter.data.copy_(quantized)
                 undo.callback(parameter.data.copy_, before)
             else:
                 before = parameter.data
                 undo.callback(setattr, parameter, "data", before)
                 parameter.data = quantized
-            self._originals.setdefault(site.parameters[0], before)
+        self._originals.setdefault(site.parameters[0], original)
 
     def _rounding(self, use: Use, activation_format: Format) -> Callable[..., Tensor]:
         if activation_format.is_float:

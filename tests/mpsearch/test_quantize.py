@@ -13,8 +13,10 @@ from torch.nn.utils import parametrizations, prune
 
 import mpsearch as mp
 from mpsearch.engine.calibration import calibrate
+from mpsearch.engine.meter import AllocationMeter
 from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import get, parse_option
+from mpsearch.losses import as_loss
 from mpsearch.models.layers import find_layers
 from mpsearch.quantize import (
     Quantizer,
@@ -297,3 +299,46 @@ def test_a_choice_is_an_allocation_or_a_mapping_by_name_or_parsed() -> None:
     for wrong in (None, "w4a8", ["stem"]):
         with pytest.raises(InputError, match="mapping of layers to options"):
             mp.apply(model, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["residual", "recurrent", "functional tie", "mixture of experts"])
+def test_contexts_of_the_public_function_nest_on_the_float_weights(name: str) -> None:
+    model, inputs = build(name)
+    before, expected = state(model), model(inputs)
+    layers = list(Quantizer(model, {}).sites.by_name)
+    inner = dict.fromkeys(layers[: len(layers) // 2 + 1], "w4")
+    outer = dict.fromkeys(layers, "w2")
+    wanted = mp.apply(model, outer | inner)(inputs)
+    with mp.quantized(model, outer):
+        rough = model(inputs)
+        with mp.quantized(model, inner):
+            assert torch.equal(model(inputs), wanted)
+            with pytest.raises(KeyError), mp.quantized(model, outer):
+                raise KeyError
+            assert torch.equal(model(inputs), wanted)
+        assert torch.equal(model(inputs), rough)
+    assert unchanged(model, before)
+    assert torch.equal(model(inputs), expected)
+    assert not torch.equal(rough, expected)
+
+
+def test_a_model_inside_a_context_is_no_float_model() -> None:
+    model, inputs = build("sequential")
+    choice = {"0": "w2a2"}
+    wanted = mp.apply(model, {"0": "w4"})(inputs)
+    with mp.quantized(model, choice, inputs):
+        for one in (model, copy.deepcopy(model), nn.Sequential(model)):
+            tries = [
+                lambda: mp.profile(one, inputs, ["w4"]),  # noqa: B023
+                lambda: mp.apply(one, {"0": "w4"}),  # noqa: B023
+                lambda: mp.apply(one, {"0": "w4"}, inplace=True),  # noqa: B023
+            ]
+            for attempt in tries:
+                with pytest.raises(ModelError, match="leave the context first"):
+                    attempt()
+        meter = AllocationMeter(Quantizer(model, {}), [(inputs, None)], as_loss("kl_to_float"))
+        with pytest.raises(ModelError, match="leave the context first"):
+            meter.measure({"0": parse_option("w4")})
+    assert meter.measure({"0": parse_option("w4")}).loss > 0
+    assert not any("_mpsearch_quantized" in module.__dict__ for module in model.modules())
+    assert torch.equal(mp.apply(model, {"0": "w4"})(inputs), wanted)
