@@ -29,6 +29,7 @@ from scaling_measure import (
     counted,
     forward_seconds,
     measure,
+    packing_rates,
     pooled_seconds,
     quantize_seconds,
     solved,
@@ -51,6 +52,8 @@ from scaling_simulation import Cluster, Outcome, simulate, spread
 DRAWS = {"fisher_output": 1, "ggn_trace": 4, "hessian_trace": 8, "measured_kl": 1}
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 TASK = Task(sequences=128, tokens=2048, options=5, draws=32)
+LABELS = {"pairs_measured": "`pairwise`, pairs measured"}
+
 LONGEST = 24 * 90.0
 """Hours on 64 GPUs beyond which nothing is simulated: shards would outlive their workers."""
 
@@ -71,10 +74,25 @@ BANDWIDTH = 12.5e9
 """Bytes a second between machines: 100 Gbit/s, assumed."""
 START = 60.0
 """Seconds until a worker has started and loaded torch on its GPUs: assumed."""
-PACKING = 1e9
-"""Bytes a second that the driver packs: assumed."""
 # 419 unexpected interruptions in 54 days of 16,384 GPUs (arXiv 2407.21783, section 3.3.4).
 GPU_FAILURES = 419 / (54 * 24 * 16_384)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured here and is taken for every machine.
+
+    Attributes:
+        submit: Seconds that the driver spends on a shard.
+        variation: Coefficient of variation of shards of equal size.
+        packing: Bytes a second that the driver packs and hashes.
+        unpacking: Bytes a second that a worker unpacks.
+    """
+
+    submit: float = 0.003
+    variation: float = 0.2
+    packing: float = 0.3e9
+    unpacking: float = 0.5e9
 
 
 @dataclass(frozen=True)
@@ -93,23 +111,24 @@ class Case:
     gpus: int
     rate: float
 
-    def run(self, workers: int, submit: float, variation: float, *, bare: bool = False) -> Outcome:
+    def run(self, workers: int, machine: Machine, *, bare: bool = False) -> Outcome:
         """Simulate it."""
         count, shards, rounds = total_passes(self.estimator, self.shape, TASK)
         mean = count * forwards(self.shape, TASK) / self.rate / (len(shards) * rounds)
         rng = np.random.default_rng(workers)
-        payload = 0.0 if bare else 2.0 * (self.shape.weights + self.shape.fixed)
+        payload = 0.0 if bare else 2.0 * self.shape.weights
+        unpacked = payload / machine.unpacking
         cluster = Cluster(
             workers,
-            start=0.0 if bare else START,
+            start=0.0 if bare else START + unpacked,
             payload=payload,
             bandwidth=BANDWIDTH,
-            submit=submit,
+            submit=machine.submit,
             failures=self.gpus * GPU_FAILURES,
-            restart=START,
-            before=payload / PACKING,
+            restart=START + unpacked,
+            before=payload / machine.packing,
         )
-        drawn = [spread(mean, len(shards), variation, rng) for _ in range(rounds)]
+        drawn = [spread(mean, len(shards), machine.variation, rng) for _ in range(rounds)]
         return simulate(drawn, cluster, rng)
 
 
@@ -117,7 +136,7 @@ def case(shape: ModelShape, estimator: str, memory: float) -> Case:
     """Choose as many GPUs for a worker as its memory needs, a power of two."""
     needed = worker_bytes(estimator, shape, TASK) / (USABLE * memory)
     gpus = 2 ** math.ceil(math.log2(max(1.0, needed)))
-    rate = EXPERT_RATE if any(layer.share < 1 for layer in shape.layers) else DENSE_RATE
+    rate = EXPERT_RATE if any(layer.bank > 1 for layer in shape.layers) else DENSE_RATE
     factor = UNFUSED if estimator == "hessian_trace" else 1.0
     return Case(shape, estimator, gpus, gpus * rate * factor)
 
@@ -162,8 +181,8 @@ def unit_costs() -> None:
     )
 
 
-def small_pools() -> tuple[float, float]:
-    """Compare 1 and 2 workers with the simulation; give seconds a call and the shards' spread."""
+def small_pools() -> Machine:
+    """Compare 1 and 2 workers with the simulation; give what was measured beside."""
     submit = submit_seconds()
     rows, variation = [], 0.0
     for estimator in ("measured_kl", "hessian_trace"):
@@ -183,37 +202,41 @@ def small_pools() -> tuple[float, float]:
             )  # fmt: skip
     head = ("estimator", "workers", "shards", "simulated s", "measured s", "ratio", "speed-up")
     _table(f"Processes of this machine: {POOLED.shape.name}", head, rows)
-    print(f"\na call costs the driver {submit * 1e3:.2f} ms; shards vary by {variation:.0%}")
-    return submit, variation
+    machine = Machine(submit, variation, *packing_rates())
+    print(
+        f"\na call costs the driver {submit * 1e3:.2f} ms; shards vary by {variation:.0%}; "
+        f"packing {machine.packing / 1e9:.2f} GB/s, unpacking {machine.unpacking / 1e9:.2f} GB/s"
+    )
+    return machine
 
 
 def solving() -> None:
     """Time exact allocation at the size of large models."""
     rows = []
     for shape in (LLAMA_70B, DEEPSEEK_V3):
-        kinds = (True, False) if any(layer.share < 1 for layer in shape.layers) else (False,)
+        kinds = (True, False) if any(layer.bank > 1 for layer in shape.layers) else (False,)
         for banks in kinds:
             for options in (5, 8):
                 for budgets in (1, 2):
                     seconds, found = solved(shape, options, budgets, banks=banks)
                     gap = "" if found.gap is None else f"{found.gap:.1e}"
+                    alone = ", each expert alone" if not banks and len(kinds) > 1 else ""
                     rows.append(
-                        (f"{shape.name}{', experts of a block together' if banks else ''}",
-                         len(found.indices), options, budgets, f"{seconds:.2f}",
-                         found.status, gap)
+                        (shape.name + alone, len(found.indices), options, budgets,
+                         f"{seconds:.2f}", found.status, gap)
                     )  # fmt: skip
     head = ("model", "groups", "options", "budgets", "seconds", "status", "gap")
     _table("Solving, measured here", head, rows)
 
 
-def large_models(submit: float, variation: float) -> None:
+def large_models(machine: Machine) -> None:
     """Compute what large models would take."""
     for shape in (LLAMA_70B, DEEPSEEK_V3):
         one = forwards(shape, TASK)
         rows = []
         for estimator in ESTIMATORS:
             count, shards, rounds = total_passes(estimator, shape, TASK)
-            row: list[object] = [f"`{estimator}`", f"{count:.3g}"]
+            row: list[object] = [LABELS.get(estimator, f"`{estimator}`"), f"{count:.3g}"]
             for memory in GPUS.values():
                 chosen = case(shape, estimator, memory)
                 alone = chosen.gpus * count * one / chosen.rate / 3600
@@ -221,7 +244,7 @@ def large_models(submit: float, variation: float) -> None:
                 if chosen.gpus > 64 or alone / 64 > LONGEST:
                     row.append("–")
                     continue
-                took = chosen.run(64 // chosen.gpus, submit, variation).seconds / 3600
+                took = chosen.run(64 // chosen.gpus, machine).seconds / 3600
                 row.append(f"{took:.3g}")
             rows.append([*row, len(shards) * rounds])
         head = ["estimator", "forward passes"]
@@ -237,16 +260,16 @@ def large_models(submit: float, variation: float) -> None:
         )
 
 
-def scaling_plot(submit: float, variation: float, target: Path | None) -> None:
+def scaling_plot(machine: Machine, target: Path | None) -> None:
     """Simulate 1 to 64 workers, print the speed-ups, and draw them."""
     chosen = [
         case(LLAMA_70B, name, 141e9) for name in ("fisher_output", "hessian_trace", "measured_kl")
     ]
     rows, lines = [], {}
     for one in chosen:
-        alone = one.run(1, submit, variation, bare=True).seconds
+        alone = one.run(1, machine, bare=True).seconds
         for bare in (False, True):
-            found = [one.run(w, submit, variation, bare=bare).seconds for w in WORKERS]
+            found = [one.run(w, machine, bare=bare).seconds for w in WORKERS]
             name = f"{one.estimator}{', model in place' if bare else ''}"
             lines[name] = [alone / seconds for seconds in found]
             speeds = [f"{speed:.1f}" for speed in lines[name]]
@@ -295,13 +318,13 @@ def main() -> None:
     parser.add_argument("--no-measuring", action="store_true", help="only what is computed")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    submit, variation = 0.003, 0.2
+    machine = Machine()
     if not chosen.no_measuring:
         unit_costs()
-        submit, variation = small_pools()
+        machine = small_pools()
         solving()
-    large_models(submit, variation)
-    scaling_plot(submit, variation, chosen.plot)
+    large_models(machine)
+    scaling_plot(machine, chosen.plot)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ __all__ = [
     "counted",
     "forward_seconds",
     "measure",
+    "packing_rates",
     "pooled_seconds",
     "quantize_seconds",
     "solved",
@@ -38,6 +41,10 @@ __all__ = [
 ]
 
 OPTIONS = ["w4", "w8"]
+
+
+SOLVING = 30.0
+"""Seconds that a problem gets."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,10 @@ class Small:
             Linear(h, self.wide, 2 * self.blocks),
             Linear(self.wide, h, self.blocks),
             Linear(h, self.vocabulary),
+            Linear(self.vocabulary, h, share=0),
         )
         name = f"Llama {h} wide, {self.blocks} blocks"
-        return ModelShape(name, self.blocks, h, 8, self.vocabulary, layers, h * self.vocabulary)
+        return ModelShape(name, self.blocks, h, 8, self.vocabulary, layers)
 
     def task(self, draws: int) -> Task:
         """What is asked of it."""
@@ -121,7 +129,7 @@ def forward_seconds(shape: ModelShape, tokens: int) -> float:
     the model is run.
     """
     total = 0.0
-    for layer in shape.layers:
+    for layer in (one for one in shape.layers if one.share):
         weight = torch.randn(layer.outputs, layer.inputs)
         values = torch.randn(1, tokens, layer.inputs)
         total += layer.count * _median(
@@ -135,6 +143,14 @@ def quantize_seconds(weights: int = 512 * 512) -> float:
     fmt = formats.get("int4")
     weight = torch.randn(512, weights // 512)
     return _median(lambda: fmt.fake_quantize(weight, channel_axis=0)) / weights
+
+
+def packing_rates() -> tuple[float, float]:
+    """Measure packing with its hash, and unpacking, of a model: bytes a second each."""
+    model, _ = build(LARGE)
+    content = pickle.dumps(model)
+    packing = _median(lambda: hashlib.sha256(pickle.dumps(model)).hexdigest())
+    return len(content) / packing, len(content) / _median(lambda: pickle.loads(content))
 
 
 class Timed(Executor):
@@ -248,7 +264,7 @@ def solved(shape: ModelShape, options: int, budgets: int, *, banks: bool) -> tup
         shape: Whose layers.
         options: How many options each has.
         budgets: 1: memory; 2: and another that counts operations.
-        banks: Whether the experts of a block share an option, as one group.
+        banks: Whether the experts of a block share an option; otherwise each has its own.
 
     Returns:
         Seconds and the solution.
@@ -266,7 +282,7 @@ def solved(shape: ModelShape, options: int, budgets: int, *, banks: bool) -> tup
         for name, cost in costs.items()
     }
     started = time.perf_counter()
-    solution = solve(Problem.from_arrays(loss, costs, limits), gap=1e-6, time_limit=120)
+    solution = solve(Problem.from_arrays(loss, costs, limits), gap=1e-6, time_limit=SOLVING)
     return time.perf_counter() - started, solution
 
 
@@ -275,7 +291,7 @@ def _groups(shape: ModelShape, *, banks: bool) -> tuple[Any, Any]:
     active: list[float] = []
     for layer in shape.layers:
         one = float(layer.inputs * layer.outputs)
-        together = 256 if banks and layer.share < 1 else 1
+        together = layer.bank if banks else 1
         count = layer.count // together
         sizes += [one * together] * count
         active += [one * together * layer.share] * count

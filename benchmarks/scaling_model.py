@@ -52,13 +52,16 @@ class Linear:
         inputs: Width of the input.
         outputs: Width of the output.
         count: How many there are.
-        share: Part of the tokens that one of them sees: 1, or less for an expert.
+        share: Part of the tokens that one of them is multiplied with: 1, less for an expert, 0 for
+            an embedding.
+        bank: How many of them are one layer: the experts of a block are a single tensor.
     """
 
     inputs: int
     outputs: int
     count: int = 1
     share: float = 1.0
+    bank: int = 1
 
     @property
     def weights(self) -> int:
@@ -77,7 +80,6 @@ class ModelShape:
         heads: Attention heads.
         vocabulary: Tokens that the output tells apart.
         layers: Scored layers.
-        fixed: Parameters beside them, such as embeddings.
     """
 
     name: str
@@ -86,7 +88,6 @@ class ModelShape:
     heads: int
     vocabulary: int
     layers: tuple[Linear, ...]
-    fixed: int = 0
 
     @property
     def weights(self) -> int:
@@ -101,7 +102,7 @@ class ModelShape:
     @property
     def count(self) -> int:
         """Number of scored layers."""
-        return sum(layer.count for layer in self.layers)
+        return sum(layer.count // layer.bank for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ LLAMA_70B = ModelShape(
         Linear(8192, 28_672, 160),  # gate, up
         Linear(28_672, 8192, 80),  # down
         Linear(8192, 128_256),  # head
+        Linear(128_256, 8192, share=0),  # embedding
     ),
-    fixed=8192 * 128_256,
 )
 
 # deepseek-ai/DeepSeek-V3, config.json: hidden 7168, 61 blocks of which 3 dense (18432 wide), 256
@@ -158,11 +159,11 @@ DEEPSEEK_V3 = ModelShape(
         Linear(18_432, 7168, 3),
         Linear(7168, 2048, 58 * 2),  # shared expert
         Linear(2048, 7168, 58),
-        Linear(7168, 2048, 58 * 256 * 2, share=8 / 256),
-        Linear(2048, 7168, 58 * 256, share=8 / 256),
+        Linear(7168, 2048, 58 * 512, share=8 / 256, bank=512),  # gate and up are one tensor
+        Linear(2048, 7168, 58 * 256, share=8 / 256, bank=256),
         Linear(7168, 129_280),
+        Linear(129_280, 7168, share=0),
     ),
-    fixed=7168 * 129_280,
 )
 
 
@@ -261,9 +262,9 @@ def worker_bytes(estimator: str, shape: ModelShape, task: Task, width: int = 2) 
     Returns:
         Bytes.
     """
-    weights = width * (shape.weights + shape.fixed)
+    weights = width * shape.weights
     if estimator in {"measured_kl", "pairs_measured"}:
-        largest = max(layer.inputs * layer.outputs for layer in shape.layers)
+        largest = max(layer.inputs * layer.outputs * layer.bank for layer in shape.layers)
         # A quantized copy of the layer, the recorded prefix (2 GiB), the float outputs to compare.
         return weights + width * largest + 2.0**31 + 2 * 4.0 * task.tokens * shape.vocabulary
     kept = activation_bytes(shape, task.tokens, fused=estimator != "hessian_trace", width=width)
