@@ -194,3 +194,29 @@ def test_kernels_of_a_gpu_compute_the_layer(option: str) -> None:
     exact = module(rows)
     error = (found().float().cpu() - exact).norm() / exact.norm()
     assert error < (0.25 if "4" in option.replace("e4m3", "").replace("a:bf16", "") else 0.06)
+
+
+@pytest.mark.parametrize("option", ["w8a8", FP8, "w:int4_g32/a:bf16"])
+def test_a_linear_layer_is_run_once_before_it_is_timed(monkeypatch, option: str) -> None:
+    """The whole way to a kernel, with fake tensors on a GPU that is not there."""
+    waited: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: H100)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    with FakeTensorMode():
+        module = nn.Linear(64, 48, device="cuda")
+        kernel = cuda_kernel_for(module, torch.randn(2, 10, 64), parse_option(option))
+        assert not isinstance(kernel, Unsupported)
+        assert kernel().shape == (20, 48)
+    assert waited == [True]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_float_kernels_compute_the_layer_in_the_layout_of_their_type(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module, image = nn.Conv2d(4, 6, 3, padding=1).eval(), torch.randn(2, 4, 9, 9)
+    found = cuda_kernels._float(module, image, kind)()
+    assert found.dtype == kind
+    torch.testing.assert_close(found.float(), module(image), atol=0.03, rtol=0.03)
+    if kind != torch.float32:
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    assert module.weight.dtype == torch.float32  # the caller's module is left alone
