@@ -284,7 +284,10 @@ def _holder(service: ChaosService, job: str, attempt: int) -> Piece:
     """Wait until an attempt is under way; give the dispatcher that has it."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        for folder in service.settings.data_dir.glob(f"**/run/*/{job}-{attempt}/work"):
+        # Folders come and go meanwhile, which a search of all below would stumble over.
+        found = f"run/*/{job}-{attempt}/work"
+        data = service.settings.data_dir
+        for folder in [*data.glob(found), *data.glob(f"machine-*/{found}")]:
             name = folder.parents[1].name
             for piece in service.dispatchers:
                 if f"-{piece.process.pid}-" in name:
