@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from mpsearch.errors import DependencyError, InputError
 
-__all__ = ["DISABLED", "MODE", "check_ray", "token_mode"]
+__all__ = ["MODE", "check_ray", "reachable", "split_address", "token_mode"]
 
 MODE = "RAY_AUTH_MODE"
 DISABLED = "disabled"
+REACH = 2.0
+"""Seconds that a connection to the cluster may take."""
+
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 
 
@@ -66,6 +70,24 @@ def split_address(address: str) -> tuple[str, int]:
             "dispatcher; ray:// addresses are not taken"
         )
     return found.group(1).strip("[]"), int(found.group(2))
+
+
+def reachable(address: str, timeout: float = REACH) -> str | None:
+    """Say why the cluster cannot be reached, or None.
+
+    Args:
+        address: `HOST:PORT`.
+        timeout: Seconds.
+
+    Returns:
+        The reason.
+    """
+    try:
+        with socket.create_connection(split_address(address), timeout=timeout):
+            return None
+    except OSError as error:
+        why = error.strerror or str(error)
+        return f"the Ray cluster at {address} cannot be reached: {why}; jobs wait until it can"
 
 
 def token_mode(environment: Mapping[str, str]) -> bool:

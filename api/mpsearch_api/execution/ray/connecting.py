@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import subprocess
 import sys
 
@@ -13,33 +12,13 @@ import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError, RpcError
 
-from mpsearch_api.execution.ray.checking import MODE, split_address
+from mpsearch_api.execution.ray.checking import MODE, reachable
 
-__all__ = ["connect", "reachable"]
-
-REACH = 2.0
-"""Seconds that a connection to the cluster may take."""
+__all__ = ["connect"]
 
 PROBE = 60.0
 WRONG = 3
 """What the probe exits with when its token was refused."""
-
-
-def reachable(address: str) -> str | None:
-    """Say why the cluster cannot be reached, or None.
-
-    Args:
-        address: `HOST:PORT`.
-
-    Returns:
-        The reason.
-    """
-    try:
-        with socket.create_connection(split_address(address), timeout=REACH):
-            return None
-    except OSError as error:
-        why = error.strerror or str(error)
-        return f"the Ray cluster at {address} cannot be reached: {why}; jobs wait until it can"
 
 
 def connect(address: str, *, authenticated: bool) -> None:

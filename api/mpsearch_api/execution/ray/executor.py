@@ -21,6 +21,7 @@ from mpsearch_api.execution.limits import scrubbed
 from mpsearch_api.execution.local import Program
 from mpsearch_api.execution.outcome import LIMIT_EXIT_CODE
 from mpsearch_api.execution.port import Assignment, Ended, Run
+from mpsearch_api.execution.ray.checking import reachable
 from mpsearch_api.execution.ray.frames import FrameReader, framed
 from mpsearch_api.execution.ray.orders import Cancel, Order, Over, Start, State, Told
 from mpsearch_api.execution.telling import UpdateReader
@@ -35,6 +36,9 @@ CONNECTING = "connecting to the Ray cluster"
 GATEWAY = "mpsearch_api.execution.ray.gateway"
 RESTART = 2.0
 """Seconds before a gateway that ended is started again."""
+
+GLANCE = 0.5
+"""Seconds that a look whether the cluster is back may take; the dispatcher waits for it."""
 
 STUCK = 120.0
 """Seconds of silence after which a gateway is taken for dead; connecting may take a minute."""
@@ -58,6 +62,8 @@ class RayExecutor:
             settings: Of the service, which `check_ray` has passed.
             program: What jobs run, instead of searches.
         """
+        assert settings.ray_address is not None
+        self._address = settings.ray_address
         self._settings = settings
         self._program = program or Program()
         self._runs: dict[str, RayRun] = {}
@@ -130,15 +136,23 @@ class RayExecutor:
         for run in self._runs.values():
             run.finish(_lost(str(self._reason)))
         self._runs.clear()
-        if time.monotonic() - self._gateway.started > RESTART:
-            log.warning("ray_gateway_restarted", reason=self._reason)
-            self._gateway.close()
-            self._gateway = self._new_gateway()
+        if time.monotonic() - self._tried > RESTART:
+            self._restart()
+
+    def _restart(self) -> None:
+        # A gateway that finds no cluster is seconds of work for nothing.
+        reason = reachable(self._address, GLANCE)
+        self._tried = time.monotonic()
+        if reason is not None:
+            self._reason = reason
+            return
+        log.warning("ray_gateway_restarted", reason=self._reason)
+        self._gateway.close()
+        self._gateway = self._new_gateway()
 
     def _new_gateway(self) -> _Gateway:
-        address = self._settings.ray_address
-        assert address is not None
-        return _Gateway(address, _environment(os.environ))
+        self._tried = time.monotonic()
+        return _Gateway(self._address, _environment(os.environ))
 
 
 class RayRun:
@@ -221,7 +235,7 @@ class _Gateway:
         os.set_blocking(self._process.stderr.fileno(), False)
         self._words = b""
         self._reader = FrameReader()
-        self.started = self._heard = time.monotonic()
+        self._heard = time.monotonic()
 
     @property
     def alive(self) -> bool:

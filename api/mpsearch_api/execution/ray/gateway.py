@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ from mpsearch_api.execution.outcome import LIMIT_EXIT_CODE
 from mpsearch_api.execution.port import Ended
 from mpsearch_api.execution.processes import die_with_parent
 from mpsearch_api.execution.ray.attempt import needs_of, run_attempt
-from mpsearch_api.execution.ray.checking import token_mode
-from mpsearch_api.execution.ray.connecting import connect, reachable
+from mpsearch_api.execution.ray.checking import reachable, token_mode
+from mpsearch_api.execution.ray.connecting import connect
 from mpsearch_api.execution.ray.delivering import deliver
 from mpsearch_api.execution.ray.frames import FrameReader, framed
 from mpsearch_api.execution.ray.mailbox import open_mailbox
@@ -49,6 +50,9 @@ LOOK = 1.0
 
 LOST = 20.0
 """Seconds without the cluster after which its attempts are given up."""
+
+HANGS = 90.0
+"""Seconds in which one call of Ray has to come back."""
 
 GRACE = 1.0
 """Seconds that a cancelled attempt gets to tidy up."""
@@ -98,23 +102,21 @@ class Gateway:
         self._tasks: dict[str, _Task] = {}
         self._mailbox = open_mailbox()
         self._letters: Any = None
-        self._looked = self._seen = time.monotonic()
         self._attempt = ray.remote(run_attempt)
+        self._lock = threading.Lock()
+        self._turned = time.monotonic()
 
     def run(self) -> None:
-        """Work until the dispatcher hangs up.
-
-        Raises:
-            ConnectionError: The cluster is gone.
-        """
-        # Its first answer shows that the cluster has a worker for us.
+        """Work until the dispatcher hangs up."""
         self._letters = self._mailbox.take.remote()
         self._say(State(None))
+        # Calls of Ray may hang for a minute when the cluster goes away.
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         while self._listen():
             self._fetch_letters()
             self._collect()
             self._enforce()
-            self._look()
+            self._turned = time.monotonic()
 
     def _listen(self) -> bool:
         if not select.select([self._line], [], [], TURN)[0]:
@@ -179,21 +181,28 @@ class Gateway:
                 said = Update("message", "load", message=_why_waiting(task.order))
                 self._say(Told(key, pack_update(said)))
 
-    def _look(self) -> None:
-        now = time.monotonic()
-        if now - self._looked < LOOK:
-            return
-        reason = reachable(self._address)
-        self._looked = now = time.monotonic()
-        if reason is None:
-            self._seen = now
-        self._say(State(reason))
-        if now - self._seen > LOST:
-            raise ConnectionError(reason)
+    def _watch(self) -> None:
+        """Tell every second whether the cluster is there; end this process when it stays away."""
+        seen = time.monotonic()
+        while True:
+            time.sleep(LOOK)
+            reason = reachable(self._address)
+            now = time.monotonic()
+            if reason is None:
+                seen = now
+            if now - self._turned > HANGS:
+                reason = f"the Ray cluster at {self._address} does not answer"
+            try:
+                self._say(State(reason))
+            except OSError:
+                os._exit(1)  # the dispatcher is gone
+            if max(now - seen - LOST, now - self._turned - HANGS) > 0:
+                os._exit(1)
 
     def _say(self, message: State | Told | Over) -> None:
-        for piece in framed({}, pickle.dumps(message)):
-            self._line.sendall(piece)
+        with self._lock:
+            for piece in framed({}, pickle.dumps(message)):
+                self._line.sendall(piece)
 
 
 def _report(ref: Any) -> Report:  # noqa: ANN401 - an ObjectRef

@@ -45,8 +45,11 @@ def ray_environment(mode: str = "token", token: str = "") -> dict[str, str]:
 class ClusterProcess:
     """A cluster that is started, changed and ended by its process."""
 
-    def __init__(self, port: int = 0, *, mode: str = "token", nodes: int = 2) -> None:
-        self.token = secrets.token_hex(32)
+    def __init__(
+        self, port: int = 0, *, mode: str = "token", nodes: int = 2, token: str | None = None
+    ) -> None:
+        """Start the process, which ends with the thread that calls this; see `wait`."""
+        self.token = token or secrets.token_hex(32)
         self.mode = mode
         environment = ray_environment(mode, self.token if mode == "token" else "")
         self._process = subprocess.Popen(
@@ -58,9 +61,15 @@ class ClusterProcess:
             text=True,
             bufsize=1,
         )
-        self.address = self._answer()["address"]
+        self._nodes = nodes
         self._raylets: dict[str, int] = {}
-        self.restore(nodes)
+        self.address = ""
+
+    def wait(self) -> ClusterProcess:
+        """Wait until the cluster answers; may be called from any thread."""
+        self.address = self._answer()["address"]
+        self.restore(self._nodes)
+        return self
 
     @property
     def nodes(self) -> set[str]:
@@ -139,3 +148,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def own_address() -> str:
+    """Give the address that Ray will choose for this machine."""
+    import ray
+
+    return ray.util.get_node_ip_address()

@@ -24,7 +24,7 @@ MIB = 2**20
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[ClusterProcess]:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'mpsearch[ray]'")
-    cluster = ClusterProcess()
+    cluster = ClusterProcess().wait()
     yield cluster
     cluster.close()
 
