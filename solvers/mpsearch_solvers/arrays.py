@@ -64,9 +64,12 @@ def build(
 
 def _floats(values: ArrayLike, path: str) -> Floats:
     try:
-        return np.array(values, dtype=np.float64)
+        given = np.array(values)
     except (TypeError, ValueError) as error:
         raise ProblemError(path, f"is not an array of numbers ({error})") from error
+    if given.dtype.kind not in "iuf":
+        raise ProblemError(path, f"is an array of {given.dtype}; give numbers")
+    return given.astype(np.float64)
 
 
 def _table(values: ArrayLike, path: str, shape: tuple[int, ...], allowed: Bools) -> Floats:

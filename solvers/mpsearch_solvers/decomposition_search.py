@@ -263,6 +263,9 @@ class Search:
         kept = node.core.kept(self._reach(node))
         nodes = []
         for part in children(node, group, kept, np.flatnonzero(kept[group]).tolist()):
+            if self.run.is_over:
+                self.closed = min(self.closed, node.bound)
+                break
             ceiling = self._scaled_value if self.incumbent is not None else math.inf
             child = bound_part(
                 part, self.run, node.point.multipliers, ceiling, node.depth + 1, reach=0.1
@@ -418,7 +421,8 @@ class Search:
         prices = None
         if self.multipliers is not None:
             prices = np.zeros(len(self.prepared.model.rows))
-            scale = self.prepared.objective.scale / self.prepared.scales
+            with np.errstate(over="ignore"):
+                scale = self.prepared.objective.scale / self.prepared.scales
             prices[list(self.prepared.rows)] = self.multipliers * scale
         is_infeasible = self.incumbent is None and min(self.closed, self.floor) == math.inf
         bound = self._bound

@@ -224,6 +224,12 @@ def _list(value: object, path: str) -> Sequence[Any]:
     return value
 
 
+def _name(value: object, path: str) -> str:
+    if not isinstance(value, str):
+        raise ProblemError(path, f"holds {value!r}; give names as strings")
+    return value
+
+
 def _parse_peak(resource: str, document: object, menus: _Menus) -> PeakRows:
     steps = _list(document, f"rows.{resource}")
     if not steps:
@@ -244,6 +250,8 @@ def _parse_peak(resource: str, document: object, menus: _Menus) -> PeakRows:
             place = menus.index.get(group)
             if place is None:
                 reject_unknown(f"{path}.costs.{group}", "group", group, menus.index)
+            if not isinstance(prices, Mapping):
+                raise ProblemError(f"{path}.costs.{group}", "give an object of option -> number")
             for option, value in prices.items():
                 spot = f"{path}.costs.{group}.{option}"
                 cost[number, place, menus.column(place, option, spot)] = read_number(value, spot)
@@ -255,7 +263,10 @@ def _parse_fixed(document: object) -> dict[str, str]:
         return {}
     if not isinstance(document, Mapping):
         raise ProblemError("fixed", f"is {document!r}; give an object of group -> option")
-    return {str(group): str(option) for group, option in document.items()}
+    for group, option in document.items():
+        if not isinstance(option, str):
+            raise ProblemError(f"fixed.{group}", f"is {option!r}; give the name of an option")
+    return {str(group): option for group, option in document.items()}
 
 
 def _parse_forbidden(document: object) -> tuple[tuple[str, str], ...]:
@@ -263,14 +274,16 @@ def _parse_forbidden(document: object) -> tuple[tuple[str, str], ...]:
     for position, pair in enumerate(_list([] if document is None else document, "forbidden")):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ProblemError(f"forbidden[{position}]", f"is {pair!r}; give [group, option]")
-        pairs.append((str(pair[0]), str(pair[1])))
+        group, option = (_name(part, f"forbidden[{position}]") for part in pair)
+        pairs.append((group, option))
     return tuple(pairs)
 
 
 def _parse_ties(document: object) -> tuple[tuple[str, ...], ...]:
     ties = []
     for position, tie in enumerate(_list([] if document is None else document, "ties")):
-        ties.append(tuple(str(member) for member in _list(tie, f"ties[{position}]")))
+        path = f"ties[{position}]"
+        ties.append(tuple(_name(member, path) for member in _list(tie, path)))
     return tuple(ties)
 
 
@@ -290,7 +303,7 @@ def _parse_interactions(document: object, menus: _Menus) -> Interactions | None:
         ):
             if len(_list(names, f"{path}.groups")) != 2 or len(_list(choices, path)) != 2:
                 raise ProblemError(path, "names two groups and two options")
-            place = menus.index.get(names[side])
+            place = menus.index.get(_name(names[side], f"{path}.groups[{side}]"))
             if place is None:
                 reject_unknown(f"{path}.groups[{side}]", "group", names[side], menus.index)
             groups[position, side] = place

@@ -67,7 +67,8 @@ class DynamicProgramming:
             indices = prepared.knapsack.loss.argmin(axis=1)
             return Outcome(indices, model.value(indices), exhausted=True, multipliers=prices)
         point, _ = maximise(prepared.knapsack, run, None, np.inf)
-        scale = prepared.objective.scale / prepared.scales
+        with np.errstate(over="ignore"):
+            scale = prepared.objective.scale / prepared.scales
         prices[list(prepared.rows)] = point.multipliers * scale
         return _Table(prepared, Core(prepared.knapsack, point), run, prices).solve()
 

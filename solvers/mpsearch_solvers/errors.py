@@ -13,6 +13,13 @@ from __future__ import annotations
 __all__ = ["BackendError", "MethodError", "ProblemError", "SolverError"]
 
 
+def _shortened(text: str, most: int) -> str:
+    """Return a text without its middle: what a file holds may fill many screens."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]} … {text[-most // 4 :]}"
+
+
 class SolverError(Exception):
     """Base of every error that mpsearch_solvers raises on purpose."""
 
@@ -28,6 +35,7 @@ class ProblemError(SolverError, ValueError):
                 `groups[3].options[0].loss`, `limits.latency`.
             message: What is wrong with it and what to do.
         """
+        path, message = _shortened(path, 200), _shortened(message, 1_000)
         super().__init__(f"{path}: {message}" if path else message)
         self.path = path
 

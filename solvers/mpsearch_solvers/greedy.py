@@ -51,7 +51,9 @@ def _weights(model: Model, indices: Ints) -> Floats:
     """Return, per row, its relative overrun per unit of cost; zero for rows that are kept."""
     overrun = np.array([max(0.0, model.overrun(indices, row)) for row in model.rows])
     spread = np.array([float(np.ptp(row.cost, axis=1).sum()) or 1.0 for row in model.rows])
-    weights: Floats = overrun / spread**2
+    # Only the ratio of rows counts; the largest weight is kept finite where costs are tiny.
+    relative = overrun / spread
+    weights: Floats = relative * (spread.min(initial=np.inf) / spread)
     return weights
 
 

@@ -251,7 +251,9 @@ class _Program:
 
     def tolerance(self, value: float) -> float:
         """Return how much the solver's own rounding may hide, in units of the objective."""
-        scale = self.objective.scale if self.peak is None else self.peak
+        scale = self.objective.scale if self.objective.table.any() else 0.0
+        if self.peak is not None:
+            scale = self.peak
         return _TOLERANCE * max(scale, abs(value - self.restore(0.0))) + 4.0 * math.ulp(value)
 
     def proves(self, value: float, bound: float | None, gap: float) -> bool:

@@ -97,12 +97,16 @@ class Dual:
         width, groups = self._loss.shape
         priced = (multipliers @ self._flat).reshape(width, groups)
         priced += self._loss
-        least = priced[0].copy()
-        indices = np.zeros(groups, dtype=np.intp)
-        for column in range(1, width):
-            better = priced[column] < least
-            indices[better] = column
-            np.minimum(least, priced[column], out=least)
+        if width > groups:
+            indices = priced.argmin(axis=0)
+            least = priced[indices, self._groups]
+        else:
+            least = priced[0].copy()
+            indices = np.zeros(groups, dtype=np.intp)
+            for column in range(1, width):
+                better = priced[column] < least
+                indices[better] = column
+                np.minimum(least, priced[column], out=least)
         usage = self._cost[:, indices, self._groups].sum(axis=1)
         value = float(least.sum() - multipliers @ self.knapsack.limit)
         return DualPoint(multipliers, value, usage - self.knapsack.limit, indices)

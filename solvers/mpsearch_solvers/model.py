@@ -29,7 +29,7 @@ class Row:
     Attributes:
         resource: The resource it comes from, or `"loss"` for the goal's `max_loss`.
         side: `"max"`, or `"min"` where cost and limit are the negated least usage.
-        step: The schedule step of a peak resource, else None.
+        step: Position of the schedule step of a peak resource, else None.
         cost: Shape (groups, options); zero where an option is not allowed.
         limit: The largest sum allowed.
         epigraph: True for a step of the peak that is minimised: cost - value <= limit.
@@ -37,7 +37,7 @@ class Row:
 
     resource: str
     side: str
-    step: str | None
+    step: int | None
     cost: Floats
     limit: float
     epigraph: bool = False
@@ -111,10 +111,9 @@ class Model:
         if row.resource == LOSS:
             return total_loss(self.problem, expanded) - row.limit
         if row.step is not None:
-            position = self.problem.peaks[row.resource].steps.index(row.step)
             limit = self.problem.limits[row.resource].max
             assert limit is not None
-            return step_usages(self.problem, row.resource, expanded)[position] - limit
+            return step_usages(self.problem, row.resource, expanded)[row.step] - limit
         usage = usage_of(self.problem, row.resource, expanded)
         return usage - row.limit if row.side == "max" else -usage - row.limit
 
@@ -290,7 +289,7 @@ def _peak_rows(
         Row(
             resource,
             "max",
-            steps.steps[step],
+            step,
             tables[step],
             (0.0 if limit is None else limit) - float(steps.base[step]),
             epigraph=limit is None,

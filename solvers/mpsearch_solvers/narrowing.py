@@ -46,7 +46,10 @@ def solve_narrowed(method: Method, model: Model, run: Run) -> Outcome:
         kept = _contenders(model, value)
         kept[np.arange(len(kept)), outcome.indices] = True
         narrowed = model.restricted(kept)
-        if not unit > _WORTHWHILE * max(_unit(narrowed), math.ulp(0.0)):
+        if _unit(narrowed) == 0.0:
+            # Nothing that is left adds any loss: all such allocations are equal.
+            return replace(outcome, bound=value, exhausted=True)
+        if not unit > _WORTHWHILE * _unit(narrowed):
             return outcome
         if run.is_over:
             lower = outcome.bound - _ROUNDING * unit

@@ -11,6 +11,9 @@ from mpsearch_solvers.model import Model, Row
 from mpsearch_solvers.problem import Bools, Floats
 from mpsearch_solvers.scaling import Scaled, scale_table
 
+# Up to so many columns, pairs of columns are compared for all groups at once.
+_WIDE = 64
+
 
 @dataclass(frozen=True)
 class Presolve:
@@ -108,6 +111,12 @@ def undominated(model: Model) -> Bools:
     kept = model.allowed.copy()
     tables = [model.objective, *(row.cost for row in model.rows)]
     width = model.shape[1]
+    if width > _WIDE:
+        for group in range(len(kept)):
+            columns = np.flatnonzero(kept[group])
+            points = np.stack([table[group, columns] for table in tables])
+            kept[group, columns] = _front(points)
+        return kept
     for worse in range(width):
         for better in range(width):
             if worse == better:
@@ -116,6 +125,22 @@ def undominated(model: Model) -> Bools:
             for table in tables:
                 beaten &= table[:, better] <= table[:, worse]
             kept[:, worse] &= ~beaten
+    return kept
+
+
+def _front(points: Floats) -> Bools:
+    """Return which points no other beats or equals everywhere, shapes (tables, points), (points,).
+
+    Of equals the first stays. More than two tables are left as they are: comparing all pairs
+    costs more than it saves.
+    """
+    tables, count = points.shape
+    if tables > 2:
+        return np.ones(count, dtype=np.bool_)
+    order = np.lexsort((np.arange(count), points[0], points[-1]))
+    least = np.minimum.accumulate(points[0, order])
+    kept = np.ones(count, dtype=np.bool_)
+    kept[order[1:]] = points[0, order[1:]] < least[:-1]
     return kept
 
 

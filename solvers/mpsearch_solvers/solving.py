@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from mpsearch_solvers.errors import MethodError
+from mpsearch_solvers.errors import MethodError, ProblemError
 from mpsearch_solvers.evaluation import objective_of, step_usages, total_loss, usages
 from mpsearch_solvers.goal import LOSS
 from mpsearch_solvers.infeasibility import explain
@@ -46,13 +47,15 @@ def solve(
         The solution; `status` says what is proven.
 
     Raises:
-        ProblemError: If fixed, forbidden and tied options leave a group nothing to choose.
+        ProblemError: If fixed, forbidden and tied options leave a group nothing to choose, or if
+            `problem` is no Problem.
         MethodError: If the method is unknown or cannot solve this problem, or gap or
             time_limit are out of range.
     """
-    if not 0 <= gap < 1:
+    _check_kind(problem)
+    if not _is_number(gap) or not 0 <= gap < 1:
         raise MethodError(f"gap is {gap!r}; give a relative gap from 0 (full proof) to below 1")
-    if time_limit is not None and not time_limit > 0:
+    if time_limit is not None and (not _is_number(time_limit) or not time_limit > 0):
         raise MethodError(f"time_limit is {time_limit!r}; give seconds above 0, or None")
     run = Run(gap=gap, time_limit=time_limit, seed=seed, report=progress)
     model = compile_problem(problem)
@@ -69,8 +72,20 @@ def solve(
     return _certify(model, chosen, reason, outcome, run)
 
 
+def _check_kind(problem: object) -> None:
+    if not isinstance(problem, Problem):
+        kind = type(problem).__name__
+        raise ProblemError("", f"solve takes a Problem, not {kind}; see Problem.from_dict")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def _choose(model: Model, method: str | Method) -> tuple[Method, str]:
     if not isinstance(method, str):
+        if not hasattr(method, "solve"):
+            raise MethodError(f"method is {method!r}; give a name or a method object")
         return method, ""
     if method != AUTO:
         return load_method(method), ""
@@ -143,7 +158,10 @@ def _binding_step(problem: Problem, resource: str, indices: Ints) -> str:
 
 
 def _shadow_prices(model: Model, multipliers: Floats | None) -> dict[str, float]:
-    """Return the goal saved per unit of each budget; a peak's price is that of all its steps."""
+    """Return the goal saved per unit of each budget; a peak's price is that of all its steps.
+
+    A price beyond the range of float64 (a unit far larger than all costs) is left out.
+    """
     if multipliers is None:
         return {}
     prices: dict[str, float] = {}
@@ -153,4 +171,4 @@ def _shadow_prices(model: Model, multipliers: Floats | None) -> dict[str, float]
         sign = 1.0 if row.side == "max" else -1.0
         name = "max_loss" if row.resource == LOSS else row.resource
         prices[name] = prices.get(name, 0.0) + sign * multiplier
-    return prices
+    return {name: price for name, price in prices.items() if math.isfinite(price)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -169,8 +170,8 @@ def branching_group(node: Node) -> int:
     return int(swaps.min(axis=1).argmin())
 
 
-def children(node: Node, group: int, kept: Bools, options: list[int]) -> list[Part]:
-    """Return the parts in which a group is decided, one per option.
+def children(node: Node, group: int, kept: Bools, options: list[int]) -> Iterator[Part]:
+    """Yield the parts in which a group is decided, one per option.
 
     Args:
         node: The node to branch.
@@ -178,16 +179,14 @@ def children(node: Node, group: int, kept: Bools, options: list[int]) -> list[Pa
         kept: Options that remain for the other groups, shape (undecided, options).
         options: The options of the group to try.
 
-    Returns:
+    Yields:
         One part per option.
     """
-    parts = []
     for option in options:
         chosen = kept.copy()
         chosen[group] = False
         chosen[group, option] = True
-        parts.append(node.part.restricted(chosen))
-    return parts
+        yield node.part.restricted(chosen)
 
 
 def threshold_for(core: Core, size: int, most: float) -> float:

@@ -144,7 +144,8 @@ def reject_unknown(path: str, kind: str, name: object, known: Iterable[str]) -> 
     """
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=3) if len(names) <= 100_000 else []
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:8])}"
+    known_names = ", ".join(names[:8]) or "none"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {known_names}"
     more = ", …" if not near and len(names) > 8 else ""
     raise ProblemError(path, f"unknown {kind} {name!r}; {hint}{more}")
 
@@ -161,15 +162,35 @@ def _check_unique(names: Sequence[str], path: str) -> None:
         seen[name] = position
 
 
+# Sums, and differences of sums, must stay within float64 (1.8e308).
+_LARGEST = 1e307
+_TOO_LARGE = "sums of such values leave the range of float64, give them in a larger unit"
+
+
+def _check_range(problem: Problem, values: Floats, what: str) -> None:
+    largest = np.where(problem.allowed, np.abs(values), 0.0)
+    with np.errstate(over="ignore"):
+        reach = float(largest.max(axis=1).sum())
+    if reach < _LARGEST:
+        return
+    group, option = (int(v) for v in np.unravel_index(int(largest.argmax()), largest.shape))
+    raise ProblemError(
+        f"groups[{group}].options[{option}].{what}",
+        f"is {values[group, option]:g}; {_TOO_LARGE}",
+    )
+
+
 def _check_values(problem: Problem) -> None:
     empty = np.flatnonzero(~problem.allowed.any(axis=1))
     if empty.size:
         raise ProblemError(f"groups[{empty[0]}].options", "is empty; give at least one option")
     _check_finite(problem, problem.loss, "loss")
+    _check_range(problem, problem.loss, "loss")
     needed = set(problem.limits) | set(problem.goal.weights)
     for resource, cost in problem.costs.items():
         if resource in needed:
             _check_finite(problem, cost, f"costs.{resource}")
+            _check_range(problem, cost, f"costs.{resource}")
         elif np.isinf(cost[problem.allowed]).any():
             _check_finite(problem, np.nan_to_num(cost, nan=0.0, posinf=np.inf), f"costs.{resource}")
     for resource, peak in problem.peaks.items():
@@ -215,9 +236,12 @@ def _check_goal(problem: Problem) -> None:
                     f"goal.minimize.{name}", "a peak cannot be part of a weighted sum; limit it"
                 )
         elif name not in problem.costs and name != LOSS:
-            known = (LOSS, WORST_LOSS, *problem.resources)
-            path = "goal.minimize" if isinstance(goal.minimize, str) else f"goal.minimize.{name}"
-            reject_unknown(path, "goal", name, known)
+            if isinstance(goal.minimize, str):
+                known = (LOSS, WORST_LOSS, *problem.resources)
+                reject_unknown("goal.minimize", "goal", name, known)
+            reject_unknown(
+                f"goal.minimize.{name}", "term of a weighted sum", name, (LOSS, *problem.costs)
+            )
     if problem.interactions is not None and (
         goal.max_loss is not None or goal.is_worst_loss or LOSS not in goal.weights
     ):
@@ -242,6 +266,9 @@ def _check_references(problem: Problem) -> None:
     bad = np.flatnonzero(~np.isfinite(pairs.loss))
     if bad.size:
         raise ProblemError(f"interactions[{bad[0]}].loss", f"is {pairs.loss[bad[0]]}")
+    if not np.abs(pairs.loss / _LARGEST).sum() < 1.0:
+        place = int(np.abs(pairs.loss).argmax())
+        raise ProblemError(f"interactions[{place}].loss", f"is {pairs.loss[place]:g}; {_TOO_LARGE}")
 
 
 def _check_option(problem: Problem, path: str, group: str, option: str) -> None:

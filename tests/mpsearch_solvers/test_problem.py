@@ -212,3 +212,54 @@ def test_ragged_random_problems_survive_the_round_trip():
         first, second = solve(problem, "brute_force"), solve(again, "brute_force")
         assert first.status == second.status
         assert first.choice == second.choice
+
+
+@pytest.mark.parametrize("loss", [[["1", "2"]], [[None, 2.0]], [[True, False]], [[1j, 2.0]]])
+def test_arrays_of_anything_but_numbers_are_refused(loss):
+    with pytest.raises(ProblemError, match=r"^loss: .*give numbers"):
+        Problem.from_arrays(loss)
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308])
+def test_numbers_whose_sums_leave_float64_are_refused_with_their_path(value):
+    with pytest.raises(ProblemError, match=r"^groups\[1\]\.options\[0\]\.costs\.size: .*unit"):
+        Problem.from_arrays([[1.0], [1.0]], {"size": [[1.0], [value]]}, {"size": 3.0})
+    with pytest.raises(ProblemError, match=r"^groups\[1\]\.options\[0\]\.loss"):
+        Problem.from_arrays([[1.0], [value]])
+
+
+def tiny(**fields):
+    group = {"name": "a", "options": [{"name": "x", "loss": 1, "costs": {"s": 1}}]}
+    other = {**group, "name": "b"}
+    return {"groups": [group, other], "limits": {"s": 3}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"fixed": {"a": 5}}, "fixed.a"),
+        ({"forbidden": [[1, "x"]]}, "forbidden[0]"),
+        ({"ties": [["a", 1]]}, "ties[0]"),
+        ({"rows": {"m": [{"costs": {"a": 5}}]}}, "rows.m[0].costs.a"),
+        (
+            {"interactions": [{"groups": [["a"], "b"], "options": ["x", "x"], "loss": 1}]},
+            "interactions[0].groups[0]",
+        ),
+        (
+            {"interactions": [{"groups": ["a", "b"], "options": ["x", "x"], "loss": 1e308}]},
+            "interactions[0].loss",
+        ),
+        ({"goal": {"minimize": {"worst_loss": 1}}}, "goal.minimize.worst_loss"),
+    ],
+)
+def test_a_name_or_number_of_the_wrong_kind_is_refused_with_its_path(fields, path):
+    with pytest.raises(ProblemError) as caught:
+        Problem.from_dict(tiny(**fields))
+    assert caught.value.path == path
+
+
+def test_an_offending_value_of_any_size_leaves_a_message_of_one_screen():
+    with pytest.raises(ProblemError) as caught:
+        Problem.from_dict(tiny(limits={"s": "9" * 100_000}))
+    assert "limits.s" in str(caught.value)
+    assert len(str(caught.value)) < 1_500

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from instances import assert_same_answer, random_problem
 
-from mpsearch_solvers import MethodError, PeakRows, Problem, method_names, solve
+from mpsearch_solvers import MethodError, PeakRows, Problem, ProblemError, method_names, solve
 
 EXACT = ("decomposition", "ilp", "brute_force")
 
@@ -276,3 +276,40 @@ def test_solutions_of_all_methods_agree_on_a_problem_with_many_equal_groups():
     answers = [solve(problem, method, gap=0) for method in (*EXACT, "dp")]
     for found in answers:
         assert_same_answer(found, answers[0])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("gap", "x"), ("gap", None), ("gap", True), ("time_limit", "3"), ("method", None)],
+)
+def test_an_argument_of_the_wrong_type_is_refused_by_name(argument, value):
+    problem = Problem.from_arrays([[1, 2]])
+    with pytest.raises(MethodError, match=f"{argument} is {value!r}"):
+        solve(problem, **{argument: value})
+
+
+def test_a_bare_document_is_sent_to_from_dict():
+    with pytest.raises(ProblemError, match="from_dict"):
+        solve({"groups": []})
+
+
+def test_a_menu_of_thousands_of_options_is_solved_within_the_time_given():
+    count = 5_000
+    loss = [np.linspace(1, 0, count)]
+    cost = [np.linspace(0, 1, count)]
+    problem = Problem.from_arrays(loss, {"size": cost}, {"size": 0.5})
+    found = solve(problem)
+    assert found.status == "optimal"
+    assert found.objective == solve(problem, "brute_force").objective
+    hasty = solve(problem, time_limit=0.05)
+    assert hasty.bound <= found.objective <= hasty.objective
+
+
+def test_schedule_steps_of_the_same_name_are_steps_of_their_own():
+    # A module that runs twice gives two steps one name; the second decides here.
+    peak = PeakRows(("conv", "conv"), np.array([[[5.0, 1.0]], [[1.0, 4.0]]]), np.zeros(2))
+    problem = Problem.from_arrays([[0.0, 1.0]], limits={"memory": 4.5}, rows={"memory": peak})
+    found = solve(problem)
+    assert found.choice == {"0": "1"}
+    assert found.usage == {"memory": 4.0}
+    assert solve(problem.with_limits(memory=3.5)).status == "infeasible"
