@@ -26,7 +26,7 @@ from mpsearch.formats import Format, Option, parse_option
 from mpsearch.formats.calibration import Method
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.layers import Layer
-from mpsearch.models.registry import as_data
+from mpsearch.models.registry import ModelLike, as_data, as_model
 from mpsearch.ranges import activation_formats, known_ranges, saved_ranges
 from mpsearch.schemas import Allocation
 
@@ -49,7 +49,7 @@ _APPLIED: weakref.WeakKeyDictionary[nn.Module, ExitStack] = weakref.WeakKeyDicti
 
 
 def apply(
-    model: nn.Module,
+    model: ModelLike,
     allocation: Choice,
     data: object = None,
     *,
@@ -62,7 +62,7 @@ def apply(
     """Fake-quantize a model: a copy of it, or the model itself until `restore`.
 
     Args:
-        model: The float model; not changed unless `inplace`.
+        model: The float model, in any form `mpsearch.profile` takes; not changed unless `inplace`.
         allocation: An allocation, or layer -> option, by name or parsed.
         data: What to calibrate activation ranges on, in any form `mpsearch.profile` takes; by
             default the allocation's own ranges are used.
@@ -84,8 +84,10 @@ def apply(
             quantized in place before and not restored, cannot be copied, or has a weight that is
             NaN or infinite in a layer to be rounded.
     """
+    named = as_model(model)
+    model = named.module
     refuse_quantized(model)
-    dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
+    dataset = None if data is None else as_data(data, model=named)  # type: ignore[arg-type]
     if dataset is None and (correct_bias or reestimate_batchnorm):
         raise InputError("correct_bias and reestimate_batchnorm measure the model: give data")
     if dataset is None and calibration != "minmax":
@@ -134,7 +136,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def quantized(
-    model: nn.Module,
+    model: ModelLike,
     allocation: Choice,
     data: object = None,
     *,
@@ -157,8 +159,10 @@ def quantized(
     Yields:
         The same model, fake-quantized inside the context.
     """
+    named = as_model(model)
+    model = named.module
     refuse_quantized(model, nested=True)
-    dataset = None if data is None else as_data(data)  # type: ignore[arg-type]
+    dataset = None if data is None else as_data(data, model=named)  # type: ignore[arg-type]
     quantizer = _quantizer(model, allocation, dataset, RangeRule(calibration, percentile))
     with (
         quantizer.options(_choice(allocation)) as changed,

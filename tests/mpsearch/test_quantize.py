@@ -18,6 +18,7 @@ from mpsearch.errors import InputError, MismatchError, ModelError
 from mpsearch.formats import get, parse_option
 from mpsearch.losses import as_loss
 from mpsearch.models.layers import find_layers
+from mpsearch.models.registry import as_model
 from mpsearch.quantize import (
     Quantizer,
     observe,
@@ -342,3 +343,17 @@ def test_a_model_inside_a_context_is_no_float_model() -> None:
     assert meter.measure({"0": parse_option("w4")}).loss > 0
     assert not any("_mpsearch_quantized" in module.__dict__ for module in model.modules())
     assert torch.equal(mp.apply(model, {"0": "w4"})(inputs), wanted)
+
+
+def test_a_model_comes_by_name_or_as_a_module_and_nothing_else() -> None:
+    by_name = mp.apply("digits-resnet", {"conv1": "w3a4"}, "digits")
+    module = as_model("digits-resnet").module
+    assert "conv1" in Quantizer(module, {}).sites.by_name
+    live = mp.apply(module, {"conv1": "w3a4"}, "digits")
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(by_name(x), live(x))
+    with mp.quantized("digits-resnet", {"conv1": "w3a4"}, "digits") as inner:
+        assert torch.equal(inner(x), live(x))
+    for wrong in (3, lambda x: x):
+        with pytest.raises(ModelError, match=r"torch\.nn\.Module or a name"):
+            mp.apply(wrong, {"conv1": "w4"})  # type: ignore[arg-type]
