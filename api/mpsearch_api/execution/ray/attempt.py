@@ -15,15 +15,17 @@ from typing import Any
 import ray
 
 from mpsearch.errors import DependencyError
+from mpsearch.schemas.jobs import Failure
 from mpsearch_api.execution.limits import Limits
 from mpsearch_api.execution.local import LocalExecutor
-from mpsearch_api.execution.outcome import failure_of
+from mpsearch_api.execution.outcome import LIMIT_EXIT_CODE, failure_of
 from mpsearch_api.execution.port import Assignment, Ended, Run
 from mpsearch_api.execution.ray.flights import Flights, Needs
 from mpsearch_api.execution.ray.node import placed
 from mpsearch_api.execution.ray.orders import File, Order, Report
 from mpsearch_api.execution.ray.relaying import Relay
 from mpsearch_api.execution.telling import pack_update
+from mpsearch_api.faults import UnavailableError
 from mpsearch_api.store.port import Update
 
 __all__ = ["needs_of", "run_attempt"]
@@ -71,6 +73,9 @@ def run_attempt(order: Order, mailbox: Any, key: str) -> Report:  # noqa: ANN401
         with placed(order) as assignment:
             report = _run(assignment, order, post)
             return replace(report, told=post.close())
+    except UnavailableError as error:  # the blob store may be back for another attempt
+        failure = Failure(kind="worker_died", message=str(error), exit_code=LIMIT_EXIT_CODE)
+        return Report(failure=failure, retry=True, told=post.close())
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the failure's reason
         return Report(failure=failure_of(error), told=post.close())
 
