@@ -137,6 +137,9 @@ def _measure_shard(context: ShardContext, shard: _Choices, step: Callable[[int],
             step(runs)
 
     tallies = meter.tally_many([dict(choice) for choice in shard.choices], on_step)
+    for tally in tallies:
+        if any(count for _, count in tally.parts):
+            mean_of(tally.parts, context.task.loss)  # refuses what is not finite, before the rest
     return {
         "sums": np.array([[value for value, _ in tally.parts] for tally in tallies]),
         "terms": np.array([count for _, count in tallies[0].parts]),

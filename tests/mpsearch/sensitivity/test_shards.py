@@ -44,57 +44,73 @@ def test_processes_give_the_same_bits():
     assert np.array_equal(alone.loss, shared.loss)
 
 
-LONG = [f"w{bits}" for bits in range(2, 17)] + [f"w{bits}a8" for bits in range(2, 17)]
-
 PROGRAM = """
 import sys
 import mpsearch as mp
 from mpsearch.models.digits import digits
 
 whole = digits()
-data = mp.DataSet("few", whole.inputs[:64], whole.targets[:64], batch_size=24)
+data = mp.DataSet("few", whole.inputs[:{images}], whole.targets[:{images}], batch_size=8)
 
 def tell(progress):
     if progress.stage == "profile" and progress.total > 1:
         print(progress.done, progress.total, flush=True)
         sys.stdin.readline()
 
-mp.profile("digits-resnet", data, {menu}, "measured_loss", cache_dir={folder!r}, on_progress=tell)
+mp.profile(
+    "digits-resnet", data, {menu}, {estimator!r}, cache_dir={folder!r}, on_progress=tell, **{kwargs}
+)
 """
 
+LONG = [f"w{bits}" for bits in range(2, 17)]
+RUNS = [
+    ("measured_kl", 40, LONG, {}),
+    ("hessian_trace", 64, ["w4"], {"probes": 100}),
+]
 
-def test_a_run_killed_at_a_tenth_resumes_at_nine_hundredths_or_more(tmp_path):
-    program = textwrap.dedent(PROGRAM.format(menu=LONG, folder=str(tmp_path)))
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
+
+def started(folder, estimator, images, menu, kwargs):
+    """Start the program; it waits after every report of progress for a line."""
+    program = PROGRAM.format(
+        folder=str(folder), estimator=estimator, images=images, menu=menu, kwargs=kwargs
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ,
-    ) as run:
-        share = 0.0
-        while share < 0.11:  # it waits after every report, so it is killed exactly there
-            done, total = map(int, run.stdout.readline().split())
-            share = done / total
-            if share < 0.11:
-                run.stdin.write("go on\n")
-                run.stdin.flush()
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-    assert run.returncode == -signal.SIGKILL
-    assert 0.10 <= share < 0.13
-    reports = []
-    again = mp.profile(
-        "digits-resnet",
-        images(),
-        LONG,
-        "measured_loss",
-        cache_dir=tmp_path,
-        on_progress=reports.append,
     )
-    first = next(report for report in reports if report.stage == "profile")
-    assert first.done >= 0.09 * first.total  # the shards that were finished, not measured again
-    assert np.array_equal(again.loss, mp.profile("digits-resnet", images(), LONG).loss)
+
+
+def killed(run):
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    run.stdin.close()
+    run.stdout.close()
+    assert run.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("estimator", "images", "menu", "kwargs"), RUNS, ids=[r[0] for r in RUNS])
+def test_a_run_killed_at_a_tenth_resumes_at_nine_hundredths_or_more(
+    tmp_path, estimator, images, menu, kwargs
+):
+    run = started(tmp_path, estimator, images, menu, kwargs)
+    share = 0.0
+    while True:  # it waits after every report, so it is killed exactly there
+        done, total = map(int, run.stdout.readline().split())
+        share = done / total
+        if share >= 0.1:
+            break
+        run.stdin.write("go on\n")
+        run.stdin.flush()
+    killed(run)
+    assert share < 0.11
+    again = started(tmp_path, estimator, images, menu, kwargs)
+    done, total = map(int, again.stdout.readline().split())
+    killed(again)
+    assert done >= 0.09 * total  # the shards that were finished, not measured again
 
 
 def test_a_second_run_measures_nothing_and_other_weights_measure_everything(
