@@ -255,6 +255,9 @@ class Quantizer:
         """
         hooked = False
         with ExitStack() as undo:
+            # torch.autocast keeps casts of parameters, and takes one that was given other values
+            # for the one that it knows
+            undo.callback(torch.clear_autocast_cache)
             for site, option, uses in self._resolved(choice):
                 if not option.weight.is_float:
                     self._exchange(site, option.weight, undo)
@@ -263,6 +266,7 @@ class Quantizer:
                         rounding = self._rounding(use, activation_format)
                         undo.callback(intercept(self.model, site, use, rounding))
                         hooked = True
+            torch.clear_autocast_cache()
             if hooked:
                 undo.enter_context(as_written(self.model))
             return undo.pop_all()

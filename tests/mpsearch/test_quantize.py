@@ -357,3 +357,27 @@ def test_a_model_comes_by_name_or_as_a_module_and_nothing_else() -> None:
     for wrong in (3, lambda x: x):
         with pytest.raises(ModelError, match=r"torch\.nn\.Module or a name"):
             mp.apply(wrong, {"conv1": "w4"})  # type: ignore[arg-type]
+
+
+def test_quantized_weights_take_effect_and_are_gone_again_within_one_autocast_region() -> None:
+    model, inputs = build("sequential")
+    choice = {"0": "w2", "2": "w2"}
+    copied = mp.apply(model, choice)
+    data = (inputs, torch.arange(len(inputs)) % 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model(inputs)
+        with mp.quantized(model, choice):
+            inside = model(inputs)
+        after = model(inputs)
+        mp.apply(model, choice, inplace=True)
+        in_place = model(inputs)
+        restored = restore(model)(inputs)
+        wanted = copied(inputs)
+        scores = mp.profile(model, data, options=["w2", "w8"], estimator="measured_loss").loss
+    assert torch.equal(inside, wanted)
+    assert torch.equal(in_place, wanted)
+    assert not torch.equal(inside, before)
+    assert torch.equal(after, before)
+    assert torch.equal(restored, before)
+    assert (abs(scores[:, 0]) > abs(scores[:, 1])).any()
+    assert scores.any()
