@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from mpsearch.formats import Option
 from mpsearch.hardware.cpu_kernels import Kernel, Unsupported, int8_accumulation, kernel_for
 from mpsearch.hardware.cuda_kernels import cuda_conditions, cuda_kernel_for, why_no_cuda
 from mpsearch.hardware.machine import processor
-from mpsearch.hardware.rounds import FEWEST, quartiles_apart
+from mpsearch.hardware.rounds import FEWEST
 from mpsearch.hardware.runtime_session import least_disturbed
 from mpsearch.hardware.shapes import TIMED, layer_keys
 from mpsearch.hardware.table import CostTable
@@ -172,7 +173,11 @@ def time_kernels(
                 break
             for kernel, runs, seconds in zip(kernels, repeats, samples, strict=True):
                 seconds.append(sample(kernel, runs))
-    return [(least_disturbed(each), quartiles_apart(each)) for each in samples]
+    quartiles = [np.percentile(each, [25, 75]) for each in samples]
+    return [
+        (least_disturbed(each), float(high - low))
+        for each, (low, high) in zip(samples, quartiles, strict=True)
+    ]
 
 
 def _cpu_sample(threads: int) -> Callable[[Kernel, int], float]:

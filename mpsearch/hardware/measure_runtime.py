@@ -30,7 +30,6 @@ from mpsearch.hardware.rounds import (
     Rounds,
     RoundsTaken,
     Seconds,
-    quartiles_apart,
     rounds_file,
     run_rounds,
 )
@@ -169,7 +168,10 @@ def _allocations(graph: RuntimeGraph, widths: Sequence[bool]) -> dict[str, list[
 
 def _summary(seconds: Seconds) -> _Measured:
     work, between = seconds.undisturbed()
-    spread = {number: quartiles_apart(values) for number, values in seconds.work.items()}
+    spread: dict[int, float] = {}
+    if len(seconds.whole) > 1:
+        (early, _), (late, _) = (half.undisturbed() for half in seconds.halves())
+        spread = {number: abs(early[number] - late[number]) for number in work}
     return _Measured(work, spread, between)
 
 
@@ -261,8 +263,8 @@ def _table(
     return CostTable.checked(
         {
             "device": f"cpu: {conditions['processor']}, ONNX Runtime",
-            "description": "kernels of ONNX Runtime inside the running model; "
-            f"{taken.rounds} rounds, whose halves differ by {taken.unsettled:.1%}",
+            "description": "kernels of ONNX Runtime inside the running model; spread between "
+            f"halves of {taken.rounds} rounds, which differ by {taken.unsettled:.1%}",
             "provenance": "measured on this machine by mpsearch hardware measure",
             "licence": "own",
             "origin": "measured",

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -39,7 +38,6 @@ __all__ = [
     "RoundsTaken",
     "Seconds",
     "outline",
-    "quartiles_apart",
     "rounds_file",
     "run_rounds",
 ]
@@ -126,6 +124,15 @@ class Seconds(Record):
             {number: seconds * scale for number, seconds in between.items()},
         )
 
+    def halves(self) -> tuple[Self, Self]:
+        """Cut the runs into earlier and later ones.
+
+        Returns:
+            Both halves.
+        """
+        middle = len(self.whole) // 2
+        return self.part(slice(middle)), self.part(slice(middle, None))
+
 
 class RoundsTaken(Document):
     """Rounds that have been run so far."""
@@ -145,14 +152,10 @@ class RoundsTaken(Document):
         """Share of the time by which the halves of all rounds differ; 1 for a single round."""
         if self.rounds < 2:
             return 1.0
-        middle = self.rounds // 2
         apart, together = [], []
         for seconds in self.graphs.values():
-            for one, other in zip(
-                seconds.part(slice(middle)).undisturbed(),
-                seconds.part(slice(middle, None)).undisturbed(),
-                strict=True,
-            ):
+            early, late = seconds.halves()
+            for one, other in zip(early.undisturbed(), late.undisturbed(), strict=True):
                 apart += [abs(one[number] - other[number]) for number in one]
                 together += [(one[number] + other[number]) / 2 for number in one]
         return math.fsum(apart) / math.fsum(together)
@@ -306,15 +309,3 @@ def _seconds(runs: Sequence[Any], whole: Sequence[float]) -> Seconds:
 def _shortest(values: Sequence[float]) -> float:
     # One value alone is as coarse as the profiler's clock, a microsecond.
     return statistics.fmean(heapq.nsmallest(2, values))
-
-
-def quartiles_apart(values: Sequence[float]) -> float:
-    """Measure how much repeated times scatter.
-
-    Args:
-        values: Times of one thing.
-
-    Returns:
-        The distance of their quartiles.
-    """
-    return float(np.subtract(*np.percentile(values, [75, 25])))
