@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpsearch.export.onnx_marks import DOMAIN, INPUT, WEIGHT
 from mpsearch.export.onnx_tensors import StoredWeight
+from mpsearch.onnx_nodes import constant, rounding
 
 __all__ = ["InputGrid", "MarkedGraph", "WeightUse"]
 
@@ -192,12 +193,9 @@ class MarkedGraph:
                 helper.make_node("Cast", [rounded], [back], name=back, to=TensorProto.FLOAT),
             ]
         scale, zero = f"{layer}.input_scale", f"{layer}.input_zero_point"
-        self.constants[scale] = numpy_helper.from_array(np.array(grid.scale, np.float32), scale)
+        self.constants[scale] = constant(scale, np.float32(grid.scale))
         self.constants[zero] = helper.make_tensor(zero, grid.element, (), [grid.zero_point])
-        return [
-            helper.make_node("QuantizeLinear", [source, scale, zero], [rounded], name=rounded),
-            helper.make_node("DequantizeLinear", [rounded, scale, zero], [back], name=back),
-        ]
+        return rounding(source, (scale, zero), rounded, back)
 
     def _fold(self, layer: str, reader: NodeProto) -> Tensor | None:
         """Fold the batch norm that alone reads a convolution's output into its bias, if any."""
@@ -216,7 +214,7 @@ class MarkedGraph:
             return None
         bias = shift + ((self._values(own) if own else 0.0) - mean) * factor
         name = f"{layer}.folded_bias"
-        self.constants[name] = numpy_helper.from_array(bias.astype(np.float32), name)
+        self.constants[name] = constant(name, bias.astype(np.float32))
         inputs = [*reader.input[:2], name]
         del reader.input[:]
         reader.input.extend(inputs)

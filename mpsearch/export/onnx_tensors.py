@@ -14,13 +14,14 @@ import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 from torch import Tensor
 
 from mpsearch.errors import InputError
 from mpsearch.export.codes import Codes, encode
 from mpsearch.formats import Format, Half, Integer, Minifloat
 from mpsearch.models.channels import ChannelLayout
+from mpsearch.onnx_nodes import constant, restoring
 
 __all__ = ["StoredWeight", "activation_type", "least_opset", "store_weight", "tensor_type"]
 
@@ -127,8 +128,18 @@ class StoredWeight:
         Returns:
             The name.
         """
-        self.initializers.append(numpy_helper.from_array(np.array(values, order="C"), name))
+        self.initializers.append(constant(name, values))
         return name
+
+    def restore(self, stored: list[str], **attributes: int) -> None:
+        """Add the node that restores the weight from its codes.
+
+        Args:
+            stored: Names of codes, scales and zero points.
+            **attributes: Where the scales lie.
+        """
+        self.output = f"{self.output}.float"
+        self.nodes.append(restoring(stored, self.output, **attributes))
 
     def then(self, operator: str, inputs: list[str], label: str, **attributes: object) -> None:
         """Add a node that makes the next form of the weight.
@@ -224,7 +235,7 @@ def _store_channels(
     shape = () if whole else (codes.scales.numel(),)
     names = [stored.add(array.astype(kind), stored.output)]
     names += _tables(stored, codes, kind, lambda table: table.reshape(shape))
-    stored.then("DequantizeLinear", names, "float", **({} if whole else {"axis": axis}))
+    stored.restore(names, **({} if whole else {"axis": axis}))
     if not direct:
         _rearrange(stored, layout)
 
@@ -237,7 +248,7 @@ def _store_blocks(
     names = [stored.add((array.T if transposed else array).astype(kind), stored.output)]
     names += _tables(stored, codes, kind, lambda table: table.T if transposed else table)
     axis = 0 if transposed else 1
-    stored.then("DequantizeLinear", names, "float", axis=axis, block_size=codes.block)
+    stored.restore(names, axis=axis, block_size=codes.block)
     if not transposed and tuple(array.shape) != layout.stored:
         _rearrange(stored, layout)
 

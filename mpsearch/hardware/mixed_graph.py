@@ -10,7 +10,6 @@ be timed: it follows the arithmetic of an allocation, not its formats' finer poi
 from __future__ import annotations
 
 from collections.abc import Collection
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,17 @@ def mixed_graph(graph: RuntimeGraph, narrow: Collection[str]) -> bytes:
     if not narrow:
         data: bytes = graph.proto.SerializeToString()
         return data
-    onnx, _ = onnx_modules()
-    return _Rewriter(onnx, graph, frozenset(narrow)).model()
+    onnx_modules()
+    return _Rewriter(graph, frozenset(narrow)).model()
 
 
 class _Rewriter:
-    def __init__(self, onnx: ModuleType, graph: RuntimeGraph, narrow: frozenset[str]) -> None:
-        self._onnx = onnx
+    def __init__(self, graph: RuntimeGraph, narrow: frozenset[str]) -> None:
+        import onnx
+
+        from mpsearch import onnx_nodes
+
+        self._onnx, self._make = onnx, onnx_nodes
         self._graph = graph
         self._narrow = narrow
         self._constants = {
@@ -104,8 +107,7 @@ class _Rewriter:
         step = self._constant(f"{tensor}/scale", np.float32(scale))
         offset = self._constant(f"{tensor}/zero", np.uint8(zero))
         rounded, back = f"{tensor}/uint8", f"{tensor}/back"
-        self._add("QuantizeLinear", [tensor, step, offset], rounded)
-        self._add("DequantizeLinear", [rounded, step, offset], back)
+        self._nodes += self._make.rounding(tensor, (step, offset), rounded, back)
         self._restored[tensor] = back
         return back
 
@@ -134,18 +136,12 @@ class _Rewriter:
             self._constant(f"{name}/scale", scale),
             self._constant(f"{name}/zero", zero),
         ]
-        self._add("DequantizeLinear", stored, f"{name}/back", axis=axis)
+        self._nodes.append(self._make.restoring(stored, f"{name}/back", axis=axis))
         return f"{name}/back"
 
     def _constant(self, name: str, value: Any) -> str:  # noqa: ANN401
-        self._made[name] = self._onnx.numpy_helper.from_array(np.asarray(value), name)
+        self._made[name] = self._make.constant(name, value)
         return name
-
-    def _add(self, kind: str, inputs: list[str], output: str, **attributes: int) -> None:
-        node = self._onnx.helper.make_node(
-            kind, inputs, [output], name=f"{output}/{kind}", **attributes
-        )
-        self._nodes.append(node)
 
 
 def _transposed(node: Any) -> bool:  # noqa: ANN401
