@@ -47,7 +47,23 @@ class Float(Format):
         return "left as it is; counted as 32 bits per value"
 
     def fake_quantize(self, tensor: Tensor, channel_axis: int | None = 0) -> Tensor:  # noqa: ARG002
-        """Return a detached copy of the tensor."""
+        """Return a detached copy of the tensor, which has to be finite as for every format.
+
+        Args:
+            tensor: Floating-point values.
+            channel_axis: Has no meaning here.
+
+        Returns:
+            The copy.
+
+        Raises:
+            ModelError: The tensor holds NaN or infinite values.
+        """
+        from mpsearch.formats.kernels.blocks import check_floating, non_finite
+
+        check_floating(tensor, self.name)
+        if not bool(tensor.isfinite().all()):
+            raise non_finite(tensor, self.name)
         return tensor.detach().clone()
 
     def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:  # noqa: ARG002

@@ -198,7 +198,8 @@ def non_finite(tensor: Tensor, what: str) -> ModelError:
     """Return the error that counts the NaN and infinite values of a tensor."""
     nan = int(torch.isnan(tensor).sum())
     inf = int(torch.isinf(tensor).sum())
+    way_out = "" if what == "float" else " or leave the layer float"
     return ModelError(
         f"{what} cannot round a tensor of shape {tuple(tensor.shape)} that holds {nan} NaN and "
-        f"{inf} infinite values of {tensor.numel()}; repair the values or leave the layer float"
+        f"{inf} infinite values of {tensor.numel()}; repair the values{way_out}"
     )

@@ -50,7 +50,7 @@ def test_float64_weights_agree_with_float32_weights(name):
     assert (wide - narrow).abs().le(1e-5).float().mean() > 0.98
 
 
-@pytest.mark.parametrize("name", [n for n in LAYER_FORMATS if n != "float"])
+@pytest.mark.parametrize("name", LAYER_FORMATS)
 @pytest.mark.parametrize(
     ("bad", "counts"),
     [
@@ -133,6 +133,8 @@ def test_learned_tables_ignore_padding():
 
 
 def test_integer_tensors_are_refused():
+    with pytest.raises(InputError, match="int64"):
+        formats.get("float").fake_quantize(torch.ones(3, 3, dtype=torch.int64))
     with pytest.raises(InputError, match="int64"):
         formats.get("int4").fake_quantize(torch.ones(3, 3, dtype=torch.int64))
     with pytest.raises(InputError, match="int64"):
