@@ -34,6 +34,21 @@ def test_readiness_names_what_is_missing(site: Site) -> None:
     dispatcher.close()
 
 
+def test_readiness_counts_dispatchers_of_other_machines(site: Site) -> None:
+    elsewhere = site.store.dispatchers
+    elsewhere.tell("far-1", "no GPU", 0)
+    assert site.client.get("/readyz").json()["faults"] == {"dispatcher": "no GPU"}
+    elsewhere.tell("far-2", None, 1)
+    assert site.client.get("/readyz").status_code == 200
+    # One of this machine that cannot run jobs is no reason while another one can.
+    here = RunFolder(site.service.settings.data_dir, "d")
+    here.tell("no memory", 0)
+    assert site.client.get("/readyz").status_code == 200
+    elsewhere.retire("far-2")
+    assert site.client.get("/readyz").json()["faults"] == {"dispatcher": "no memory"}
+    here.close()
+
+
 def test_readiness_sees_a_database_and_a_blob_store_that_fail(site: Site, monkeypatch) -> None:
     def down(*_: object) -> None:
         raise UnavailableError("the database does not answer")

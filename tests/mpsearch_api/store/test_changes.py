@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mpsearch_api.faults import UnavailableError
 from mpsearch_api.settings import Settings
-from mpsearch_api.store import Store, open_store
+from mpsearch_api.store import Store, bells, open_store
+from mpsearch_api.store.bells import PostgresBell
 from mpsearch_api.store.contract import a_request
 from mpsearch_api.store.port import Update
 
@@ -71,6 +73,34 @@ def test_every_change_made_elsewhere_is_told(store: Store, other_store: Store, w
     assert store.changes.wait(job.id, known, LONG)
     timer.join()
     assert store.jobs.version("ann", job.id) == known + 1
+
+
+def test_changes_are_found_though_no_notification_arrives(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=postgres_url)
+    other = open_store(settings)
+    job, _ = other.jobs.submit("ann", a_request())
+    with monkeypatch.context() as patched:
+        # As behind a pool that gives every transaction another connection.
+        patched.setattr(bells, "CHANNEL", "mpsearch_nowhere")
+        patched.setattr(PostgresBell, "interval", 0.2)
+        deaf = open_store(settings)
+        assert not deaf.changes.wait(job.id, 1, 1.0)
+    other.jobs.cancel("ann", job.id)
+    assert deaf.changes.wait(job.id, 1, LONG)
+    other.jobs.claim("w", 60.0)
+    second, _ = other.jobs.submit("ann", a_request())
+    told: list[bool] = []
+    waiter = threading.Thread(target=lambda: told.append(deaf.changes.wait(second.id, 1, LONG)))
+    waiter.start()
+    time.sleep(0.5)
+    assert not told
+    other.jobs.cancel("ann", second.id)
+    waiter.join(LONG)
+    assert told == [True]
+    deaf.close()
+    other.close()
 
 
 def test_two_hundred_wait_with_one_thread(store: Store, other_store: Store) -> None:
