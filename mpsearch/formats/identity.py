@@ -59,12 +59,9 @@ class Float(Format):
         Raises:
             ModelError: The tensor holds NaN or infinite values.
         """
-        from mpsearch.formats.kernels.blocks import check_floating, non_finite
+        from mpsearch.formats.kernels.engine import finite_copy
 
-        check_floating(tensor, self.name)
-        if not bool(tensor.isfinite().all()):
-            raise non_finite(tensor, self.name)
-        return tensor.detach().clone()
+        return finite_copy(self, tensor)
 
     def to_grid(self, tensor: Tensor, overflow: Overflow) -> Tensor:  # noqa: ARG002
         """Return a detached copy of the tensor."""

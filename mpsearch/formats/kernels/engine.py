@@ -21,7 +21,7 @@ from mpsearch.formats.kernels.blocks import BlockKernel, Params, check_floating,
 if TYPE_CHECKING:
     from mpsearch.formats.base import Format
 
-__all__ = ["fake_quantize", "range_quantizer"]
+__all__ = ["fake_quantize", "finite_copy", "range_quantizer"]
 
 CHUNK_PER_THREAD = 2**22
 """Values per thread and chunk on a CPU, 16 MiB of float32. Smaller chunks are no faster on idle
@@ -91,14 +91,30 @@ def fake_quantize(spec: Format, tensor: Tensor, channel_axis: int | None) -> Ten
         return result.reshape(moved).movedim(0, axis).contiguous()
 
 
+def finite_copy(spec: Format, tensor: Tensor) -> Tensor:
+    """Copy a tensor outside the autograd graph, or raise what a format that rounds would.
+
+    Returns:
+        The copy.
+    """
+    check_floating(tensor, spec.name)
+    source = tensor.detach()
+    _check_finite(spec, source, bool(source.isfinite().all()))
+    return source.clone()
+
+
+def _check_finite(spec: Format, values: Tensor, finite: bool) -> None:
+    if not finite:
+        raise non_finite(values, spec.name)
+
+
 def _round_rows(spec: Format, rows: Tensor, whole: Tensor | None = None) -> Tensor:
     layout = _blocks(rows.contiguous(), spec.block)
     out = torch.empty_like(layout.blocks)
     kernel = spec.kernel()
     if whole is None:
         whole = kernel.prepare(layout.blocks, layout.counts, layout.rows[0])
-    if not _run(kernel, layout, out, whole):
-        raise non_finite(rows, spec.name)
+    _check_finite(spec, rows, _run(kernel, layout, out, whole))
     return _unblock(out, layout)
 
 
