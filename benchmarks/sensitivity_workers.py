@@ -1,12 +1,14 @@
 """Speed-up of sharded sensitivity on two worker processes over one, and what a shard costs.
 
-    python benchmarks/sensitivity_workers.py [--rounds 5] [--images 64] [--batch 16] [--probes 8]
+    python benchmarks/sensitivity_workers.py [--rounds 5] [--images 32] [--batch 8] [--probes 8]
 
 torchvision's ResNet-18 with random weights at 64 x 64, one torch thread everywhere. A pool of one
 process and a pool of two are started before the clock and take turns, in the same run, on the same
 work; times are by the clock on the wall, since that is what more workers are for, so the machine
-has to be quiet. The scores of all pools must be those of a run without one, bit for bit. Besides,
-what one shard costs to describe, send and compute, from which larger runs can be foretold.
+has to be quiet: plain forward passes in the same pools, with nothing to share, show how much two
+processes can gain on it at that moment. The scores of all pools must be those of a run without
+one, bit for bit. Besides, what one shard costs to describe, send and compute, from which larger
+runs can be foretold.
 """
 
 from __future__ import annotations
@@ -60,6 +62,31 @@ def _import(_: int) -> int:
     return os.getpid()
 
 
+_MODEL: list[torch.nn.Module] = []
+
+
+def _forwards(count: int) -> None:
+    """Run the network so many times, in a worker."""
+    if not _MODEL:
+        torch.set_num_threads(1)
+        _MODEL.append(network(1, 1)[0])
+    inputs = torch.randn(16, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(count):
+            _MODEL[0](inputs)
+
+
+def bound(one: Executor, two: Executor, passes: int) -> float:
+    """Measure how much faster two processes are than one where nothing is shared."""
+    seconds = []
+    for pool in (one, two):
+        list(pool.map(_forwards, [1, 1]))
+        begun = time.perf_counter()
+        list(pool.map(_forwards, [passes] * 2))
+        seconds.append(time.perf_counter() - begun)
+    return seconds[0] / seconds[1]
+
+
 def timed(work: Callable[[], mp.Profile]) -> tuple[float, mp.Profile]:
     """Time one call by the clock on the wall."""
     begun = time.perf_counter()
@@ -73,13 +100,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--probes", type=int, default=8)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     model, data = network(chosen.images, chosen.batch)
     print(f"ResNet-18, {chosen.images} images of 64 px in batches of {chosen.batch}, {OPTIONS}")
+    print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     mp.profile(model, data, OPTIONS, Packing())
     with started(1) as one, started(2) as two:
         for estimator, settings in (
@@ -142,6 +170,7 @@ def compare(
 
     alone: list[float] = []
     shared: list[list[float]] = [[], []]
+    bounds: list[float] = []
     for number in range(rounds + 1):
         seconds, reference = timed(lambda: scored(None))
         if number:  # the first round warms everything up
@@ -153,12 +182,16 @@ def compare(
             assert np.array_equal(found.stderr, reference.stderr)
             if number:
                 times.append(seconds)
+        if number:
+            bounds.append(bound(*pools, passes=10))
     ratios = [one / two for one, two in zip(*shared, strict=True)]
     shards = pools[0].submitted
     print(
         f"{estimator} {settings or ''}: {shards} shards\n"
         f"  2 workers over 1: {statistics.median(ratios):.2f} times as fast "
-        f"[{min(ratios):.2f}, {max(ratios):.2f}] (>= 1.6)\n"
+        f"[{min(ratios):.2f}, {max(ratios):.2f}] (>= 1.6); "
+        f"plain forward passes {statistics.median(bounds):.2f} "
+        f"[{min(bounds):.2f}, {max(bounds):.2f}]\n"
         f"  seconds: {statistics.median(alone):.2f} without workers, "
         f"{statistics.median(shared[0]):.2f} with 1, {statistics.median(shared[1]):.2f} with 2; "
         f"{statistics.median(shared[0]) / shards:.3f} per shard on 1",
