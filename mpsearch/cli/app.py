@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from mpsearch.cli.service import (
 )
 from mpsearch.cli.solve import solve_command
 from mpsearch.cli.stages import frontier_command, price_command, profile_command, verify_command
-from mpsearch.errors import MpsearchError
+from mpsearch.errors import DependencyError, MpsearchError
 
 __all__ = ["app", "main"]
 
@@ -76,3 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MpsearchError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        # What reads or writes files names them; what is left is the output itself.
+        if error.errno != errno.ENOSPC:
+            raise
+        print_error(f"the output could not be written: {error.strerror}")
+        sys.exit(DependencyError.exit_code)

@@ -122,16 +122,27 @@ def solve_command(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read problem file {path}: {error}") from error
     try:
-        document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DocumentError(f"{path} is not JSON: {error}") from error
+        document = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        # ValueError: not JSON, a number of too many digits, or a name given twice.
+        raise DocumentError(f"cannot read {path} as JSON: {error}") from error
     if not isinstance(document, dict):
         raise DocumentError(f"{path} holds a {type(document).__name__}; a problem is an object")
     return document
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a document; of two fields of one name JSON would drop the first."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        raise ValueError(f"{twice!r} is given twice in one object")
+    return fields
 
 
 def _adjusted(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -122,3 +125,37 @@ def test_a_broken_file_is_a_document_error(tmp_path, text):
 
 def test_a_missing_file_is_an_input_error(tmp_path):
     assert isinstance(run(str(tmp_path / "none.json")).exception, InputError)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"version": 1', '"version": 1, "version": 1', "'version' is given twice"),
+        ('"version": 1', '"version": ' + "1" * 5_000, "4300 digits"),
+    ],
+)
+def test_a_document_that_python_reads_in_its_own_way_is_refused(problem_file, old, new, said):
+    text = json.dumps(PROBLEM)
+    assert old in text
+    Path(problem_file).write_text(text.replace(old, new))
+    result = run(problem_file)
+    assert isinstance(result.exception, DocumentError)
+    assert said in str(result.exception)
+
+
+def test_a_byte_order_mark_before_the_document_is_no_part_of_it(problem_file):
+    Path(problem_file).write_text(json.dumps(PROBLEM), encoding="utf-8-sig")
+    assert run(problem_file).exit_code == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_behind_stdout_is_a_plain_error(problem_file):
+    words = [sys.executable, "-c", "from mpsearch.cli.app import main; main()"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*words, "solve", problem_file, "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
