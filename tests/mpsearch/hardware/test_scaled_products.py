@@ -220,3 +220,12 @@ def test_float_kernels_compute_the_layer_in_the_layout_of_their_type(kind: torch
     if kind != torch.float32:
         assert found.is_contiguous(memory_format=torch.channels_last)
     assert module.weight.dtype == torch.float32  # the caller's module is left alone
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_without_a_gpu_it_is_torch_that_refuses_products_of_blocks(layer, name: str) -> None:
+    """Recipes and types are accepted; what the CPU lacks is the swizzled layout of scales."""
+    kernel = product_kernel(*layer, parse_option(_both(name)), B200)
+    assert not isinstance(kernel, Unsupported)
+    with pytest.raises((RuntimeError, ValueError), match=r"(?i)swizzle"):
+        kernel()
