@@ -195,9 +195,11 @@ class Quantizer:
         key = (site.name, weight_format, *_state(original))
         known = self._weights.get(key)
         if known is None:
-            with torch.no_grad(), _named(site):
+            # kept for later, when gradients may be wanted, which inference tensors do not take
+            with torch.inference_mode(False), torch.no_grad(), _named(site):
                 rows = weight_format.fake_quantize(site.layout.rows(original), channel_axis=0)
-                known = site.layout.restore(rows).contiguous()
+                # in memory as the float weight lies (channels last, say): the same kernels run
+                known = torch.empty_like(original).copy_(site.layout.restore(rows))
             self._weights.put(key, known)
         return known
 

@@ -373,3 +373,26 @@ def test_the_deviation_of_a_weight_is_what_rounding_adds() -> None:
         assert deviation.shape == weight.shape
         with quantizer.options({layer.name: parse_option("w8")}):
             torch.testing.assert_close(weight.detach() - quantizer.original(layer.name), deviation)
+
+
+def test_quantized_weights_lie_in_memory_as_the_float_ones() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(6, 4, 3)).eval()
+    plain = mp.apply(model, {"0": "w4", "1": "w4"})
+    model.to(memory_format=torch.channels_last)
+    moved = mp.apply(model, {"0": "w4", "1": "w4"})
+    for name in ("0.weight", "1.weight"):
+        assert moved.get_parameter(name).stride() == model.get_parameter(name).stride()
+        assert torch.equal(moved.get_parameter(name), plain.get_parameter(name))
+
+
+def test_weights_quantized_in_inference_mode_take_gradients_later() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).eval(), torch.randn(5, 6)
+    choice = {"0": parse_option("w4a8"), "1": parse_option("w4a8")}
+    quantizer = Quantizer(model, calibrate(model, ["0", "1"], [(x, None)]))
+    with torch.inference_mode(), quantizer.options(choice):
+        expected = model(x)
+    with quantizer.options(choice):
+        found = model(x)
+        found.sum().backward()
+    assert torch.equal(found, expected)
+    assert all(p.grad is not None for p in model.parameters())
