@@ -128,6 +128,11 @@ class Flights:
         for task in found:
             ray.cancel(task, force=True)
 
+    def newest(self) -> int:
+        """Give the number of the call that came last of those under way."""
+        with self._lock:
+            return max([*self._running.values(), *(number for number, _, _ in self._waiting)])
+
     def collect(self, timeout: float) -> list[Landed]:
         """Wait for calls to end.
 

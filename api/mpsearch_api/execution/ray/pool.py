@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from mpsearch.errors import DependencyError
@@ -23,6 +25,15 @@ class WorkersLostError(DependencyError, BrokenExecutor):
     """The cluster, or the worker of one call again and again, is gone."""
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call under way: who waits for it, what it needs, and how to make it here."""
+
+    future: Future[Any]
+    keys: Sequence[str]
+    here: Callable[[], Any]
+
+
 class PackedPool(Executor, ABC):
     """An executor that sends packed calls somewhere; all methods may be called from any thread."""
 
@@ -32,7 +43,7 @@ class PackedPool(Executor, ABC):
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._parcels = Parcels()
-        self._under_way: dict[int, tuple[Future[Any], Sequence[str]]] = {}
+        self._under_way: dict[int, _Call] = {}
         self._closed: Exception | None = None
 
     def submit(
@@ -63,7 +74,7 @@ class PackedPool(Executor, ABC):
             packed = self._parcels.pack(fn, args, kwargs)
             self._send(number, packed)
             # An outcome that is here already waits for the lock.
-            self._under_way[number] = (future, packed.keys)
+            self._under_way[number] = _Call(future, packed.keys, partial(fn, *args, **kwargs))
         future.add_done_callback(lambda done: self._ended(number, done))
         return future
 
@@ -76,7 +87,7 @@ class PackedPool(Executor, ABC):
         """
         with self._lock:
             self._closed = self._closed or RuntimeError("cannot submit after shutdown")
-            futures = [future for future, _ in self._under_way.values()]
+            futures = [call.future for call in self._under_way.values()]
         if cancel_futures:
             for future in futures:
                 future.cancel()
@@ -89,8 +100,8 @@ class PackedPool(Executor, ABC):
             found = self._under_way.pop(number, None)
             if found is None:
                 return  # cancelled
-            future, keys = found
-            self._drop(self._parcels.release(keys))
+            self._drop(self._parcels.release(found.keys))
+        future = found.future
         if not future.set_running_or_notify_cancel():
             return
         if isinstance(outcome, Exception):
@@ -100,6 +111,29 @@ class PackedPool(Executor, ABC):
             future.set_result(unpacked(outcome))
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the future
             future.set_exception(error)
+
+    def _run_here(self, number: int) -> None:
+        """Make a call in this thread, unless its outcome comes first from elsewhere."""
+        with self._lock:
+            call = self._under_way.get(number)
+        if call is None:
+            return
+        value, error = None, None
+        try:
+            value = call.here()
+        except Exception as raised:  # noqa: BLE001 - as in _settle
+            error = raised
+        with self._lock:
+            if self._under_way.pop(number, None) is None:
+                return
+            self._withdraw(number)
+            self._drop(self._parcels.release(call.keys))
+        if not call.future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            call.future.set_result(value)
+        else:
+            call.future.set_exception(error)
 
     def _break(self, error: Exception) -> None:
         """Take no more calls, and have those under way fail."""
@@ -117,7 +151,7 @@ class PackedPool(Executor, ABC):
             if found is None:
                 return  # its outcome is being looked at this moment
             self._withdraw(number)
-            self._drop(self._parcels.release(found[1]))
+            self._drop(self._parcels.release(found.keys))
         # Those who wait for the future learn of it only by this.
         done.set_running_or_notify_cancel()
 

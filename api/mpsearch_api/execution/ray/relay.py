@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterable
+from queue import SimpleQueue
 
 from mpsearch_api.execution.ray.frames import FrameReader, framed
 from mpsearch_api.execution.ray.packing import Packed
@@ -27,14 +28,23 @@ class RelayPool(PackedPool):
         """
         super().__init__()
         self._line = line
+        self._here: SimpleQueue[int] = SimpleQueue()
+        threading.Thread(target=self._lend_a_hand, name="calls", daemon=True).start()
         threading.Thread(target=self._listen, name="outcomes", daemon=True).start()
+
+    def _lend_a_hand(self) -> None:
+        """Make the calls here that the cluster does not get to; see `relaying.STALL`."""
+        while True:
+            self._run_here(self._here.get())
 
     def _listen(self) -> None:
         reader = FrameReader()
         try:
             while chunk := self._line.recv(CHUNK):
                 for header, body in reader.read(chunk):
-                    if "lost" in header:
+                    if "here" in header:
+                        self._here.put(header["here"])
+                    elif "lost" in header:
                         self._settle(header["call"], WorkersLostError(header["lost"]))
                     elif "starved" in header:
                         self._settle(header["call"], MemoryError(header["starved"]))

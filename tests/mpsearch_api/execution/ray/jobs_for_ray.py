@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Sequence
@@ -61,6 +62,18 @@ def job_endless(assignment, tell, executor, argument) -> Sequence[Made]:
     tell(Update("progress", "profile", 0.5, "asleep"))
     future.result()
     return []
+
+
+def job_spread(assignment, tell, executor, folder) -> Sequence[Made]:
+    """Make calls elsewhere once two such jobs have begun."""
+    note(Path(folder), assignment.claim.job)
+    while len(list(Path(folder).glob("*@*"))) < 2:
+        time.sleep(0.05)
+    return _made(assignment, str([each.result() for each in _doubled(executor)]))
+
+
+def _doubled(executor: Executor) -> list[Future]:
+    return [executor.submit(operator.mul, 2, number) for number in range(3)]
 
 
 def job_once(assignment, tell, executor, folder) -> Sequence[Made]:

@@ -234,3 +234,16 @@ def test_when_the_gateway_dies_its_attempts_may_be_tried_again(
         assert finish(executor, ray_assignment("quick"))[0].failure is None
     finally:
         executor.close()
+
+
+def test_jobs_that_hold_all_the_memory_still_end(ray_executor, ray_assignment, tmp_path) -> None:
+    # Each node has 6 GiB for Ray to give: with a job of 4 GiB on each, no call of theirs fits.
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    runs = [
+        ray_executor.start(ray_assignment(f"spread {notes}", memory=4 * 2**30)) for _ in range(2)
+    ]
+    wait_until(lambda: all(run.ended() for run in runs), seconds=300.0)
+    for run in runs:
+        assert run.ended().failure is None
+        assert text_of(run.ended()) == "[0, 2, 4]"

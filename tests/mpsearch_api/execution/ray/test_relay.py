@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
 
 import pytest
 
@@ -23,11 +23,12 @@ from mpsearch_api.execution.ray.relaying import Relay
 class ThreadFlights:
     """Flights whose workers are threads; keeps account of parcels."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 2) -> None:
         self.kept: dict[str, bytes] = {}
         self.ever_kept: list[str] = []
         self.withdrawn: list[int] = []
-        self._threads = ThreadPoolExecutor(2)
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(max(1, workers))
         self._running: dict = {}
 
     @property
@@ -43,7 +44,11 @@ class ThreadFlights:
 
     def begin(self, number: int, body: bytes, keys) -> None:
         parcels = {key: self.kept[key] for key in keys}
-        self._running[self._threads.submit(run_packed, body, parcels)] = number
+        task = self._threads.submit(run_packed, body, parcels) if self._workers else Future()
+        self._running[task] = number
+
+    def newest(self) -> int:
+        return max(self._running.values())
 
     def withdraw(self, number: int) -> None:
         self.withdrawn.append(number)
@@ -67,10 +72,10 @@ class ThreadFlights:
 class Line:
     """Both ends, the attempt's in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 2, stall: float = 60.0) -> None:
         ours, theirs = socket.socketpair()
-        self.flights = ThreadFlights()
-        self.relay = Relay(ours, self.flights)
+        self.flights = ThreadFlights(workers)
+        self.relay = Relay(ours, self.flights, stall)
         self.pool = RelayPool(theirs)
         self.theirs = theirs
         self.stopped = threading.Event()
@@ -188,3 +193,34 @@ def test_when_the_job_hangs_up_the_attempt_goes_on(line: Line) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not line.relay.busy
+
+
+def test_calls_that_the_cluster_never_gets_to_are_made_by_the_job_itself() -> None:
+    # As when jobs hold all the memory or all the GPUs that their calls wait for.
+    line = Line(workers=0, stall=0.05)
+    try:
+        futures = [line.pool.submit(triple, number) for number in range(20)]
+        assert [each.result(60) for each in futures] == [3 * number for number in range(20)]
+        with pytest.raises(TypeError):
+            line.pool.submit(triple).result(60)
+        deadline = time.monotonic() + 60
+        while line.relay.busy:  # what was made here is withdrawn there
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        line.close()
+
+
+def test_a_call_that_is_made_in_both_places_is_answered_once() -> None:
+    line = Line(workers=1, stall=0.05)
+    try:
+        futures = [line.pool.submit(slow, number) for number in range(5)]
+        assert [each.result(60) for each in futures] == [0, 3, 6, 9, 12]
+        assert line.pool.submit(triple, 5).result(60) == 15
+    finally:
+        line.close()
+
+
+def slow(value):
+    time.sleep(0.3)
+    return 3 * value

@@ -66,8 +66,11 @@ def test_a_search_by_http_runs_on_the_cluster_and_its_files_come_back(
         status, job = ask(f"{base}/v1/jobs", JOB)
         assert status in {201, 202}, job
         address = f"{base}/v1/jobs/{job['id']}"
+        # One request waits long; many would be too many.
         wait_until(
-            lambda: ask(address)[1]["status"] in {"succeeded", "failed"}, log.read_text, 300.0
+            lambda: ask(f"{address}?wait=30")[1]["status"] in {"succeeded", "failed"},
+            log.read_text,
+            300.0,
         )
         found = ask(address)[1]
         assert found["status"] == "succeeded", found
