@@ -26,13 +26,8 @@ from mpsearch.hardware.graph_prices import TO_FLOAT, TO_INT8, is_narrow
 from mpsearch.hardware.machine import processor
 from mpsearch.hardware.mixed_graph import mixed_graph
 from mpsearch.hardware.onnx_graph import RuntimeGraph, onnx_modules, runtime_graph
-from mpsearch.hardware.rounds import (
-    Rounds,
-    RoundsTaken,
-    Seconds,
-    rounds_file,
-    run_rounds,
-)
+from mpsearch.hardware.round_times import RoundsTaken, Seconds
+from mpsearch.hardware.rounds import Rounds, rounds_file, run_rounds
 from mpsearch.hardware.runtime_session import WIDENING, least_disturbed
 from mpsearch.hardware.shapes import layer_keys
 from mpsearch.hardware.table import CostTable

@@ -9,38 +9,26 @@ when they agree, more rounds would show nothing new.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
-import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 from numpy.typing import NDArray
-from pydantic import Field
 
 from mpsearch.errors import DocumentError, InputError
 from mpsearch.hardware.onnx_graph import onnx_modules
+from mpsearch.hardware.round_times import RoundsTaken, Seconds
 from mpsearch.hardware.runtime_session import (
     ProfiledSession,
     RuntimeSession,
-    least_disturbed,
     reference_session,
 )
 from mpsearch.progress import OnProgress, Progress
-from mpsearch.schemas.document import Document, Record
 
-__all__ = [
-    "Rounds",
-    "RoundsTaken",
-    "Seconds",
-    "outline",
-    "rounds_file",
-    "run_rounds",
-]
+__all__ = ["FEWEST", "Rounds", "outline", "rounds_file", "run_rounds"]
 
 FEWEST = 10
 """Rounds that are run however little time there is."""
@@ -65,100 +53,6 @@ class Rounds:
     together: int = 15
     settled: float = 0.05
     most_seconds: float = 150.0
-
-
-class Seconds(Record):
-    """What the runs of one graph took, in seconds, one value for every run."""
-
-    whole: list[float] = Field(default_factory=list, description="without the profiler")
-    work: dict[int, list[float]] = Field(default_factory=dict, description="operation -> kernels")
-    between: dict[int, list[float]] = Field(
-        default_factory=dict, description="operation -> conversions of what it leaves"
-    )
-
-    def part(self, chosen: slice) -> Self:
-        """Take some of the runs.
-
-        Args:
-            chosen: Which.
-
-        Returns:
-            Their times.
-        """
-        return type(self)(
-            whole=self.whole[chosen],
-            work={number: values[chosen] for number, values in self.work.items()},
-            between={number: values[chosen] for number, values in self.between.items()},
-        )
-
-    def followed_by(self, later: Self) -> Self:
-        """Append the runs of another set.
-
-        Args:
-            later: Times of the same graph.
-
-        Returns:
-            All of them.
-        """
-        return type(self)(
-            whole=[*self.whole, *later.whole],
-            work={n: [*self.work.get(n, []), *values] for n, values in later.work.items()},
-            between={n: [*self.between.get(n, []), *values] for n, values in later.between.items()},
-        )
-
-    def undisturbed(self) -> tuple[dict[int, float], dict[int, float]]:
-        """Summarise the runs by what they take when nothing else disturbs.
-
-        The profiler's clock runs on while a kernel waits for a core, and a long kernel nearly
-        always waits on a busy machine: of each the two shortest times count. They are scaled so
-        that they add up to the graph's own time without the profiler.
-
-        Returns:
-            Seconds of kernels, and of conversions, by operation.
-        """
-        work = {number: _shortest(values) for number, values in self.work.items()}
-        between = {number: _shortest(values) for number, values in self.between.items()}
-        scale = least_disturbed(self.whole) / math.fsum([*work.values(), *between.values()])
-        return (
-            {number: seconds * scale for number, seconds in work.items()},
-            {number: seconds * scale for number, seconds in between.items()},
-        )
-
-    def halves(self) -> tuple[Self, Self]:
-        """Cut the runs into earlier and later ones.
-
-        Returns:
-            Both halves.
-        """
-        middle = len(self.whole) // 2
-        return self.part(slice(middle)), self.part(slice(middle, None))
-
-
-class RoundsTaken(Document):
-    """Rounds that have been run so far."""
-
-    kind: Literal["runtime_rounds"] = "runtime_rounds"
-    outline: str = Field(description="digest of what is run, and under which conditions")
-    graphs: dict[str, Seconds]
-    pace: list[float] = Field(description="seconds of a fixed matrix product in every round")
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds count."""
-        return len(self.pace)
-
-    @property
-    def unsettled(self) -> float:
-        """Share of the time by which the halves of all rounds differ; 1 for a single round."""
-        if self.rounds < 2:
-            return 1.0
-        apart, together = [], []
-        for seconds in self.graphs.values():
-            early, late = seconds.halves()
-            for one, other in zip(early.undisturbed(), late.undisturbed(), strict=True):
-                apart += [abs(one[number] - other[number]) for number in one]
-                together += [(one[number] + other[number]) / 2 for number in one]
-        return math.fsum(apart) / math.fsum(together)
 
 
 def run_rounds(
@@ -304,8 +198,3 @@ def _seconds(runs: Sequence[Any], whole: Sequence[float]) -> Seconds:
         work={number: [run.work[number] for run in runs] for number in numbers},
         between={number: [run.between[number] for run in runs] for number in changed},
     )
-
-
-def _shortest(values: Sequence[float]) -> float:
-    # One value alone is as coarse as the profiler's clock, a microsecond.
-    return statistics.fmean(heapq.nsmallest(2, values))

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from mpsearch.cli.hardware_measure import measured_input
-from mpsearch.hardware.rounds import RoundsTaken, rounds_file
+from mpsearch.hardware.round_times import RoundsTaken
+from mpsearch.hardware.rounds import rounds_file
 from mpsearch.models import synthetic
 from mpsearch.models.named import NamedModel
 
