@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,19 +154,58 @@ def packing_rates() -> tuple[float, float]:
 
 
 class Timed(Executor):
-    """Runs everything here and now, and notes how long each call took."""
+    """Runs everything here and now, and notes the processor time of every call."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self.wall: list[float] = []
+        self.seconds: list[float] = []
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run it."""
-        started = time.perf_counter()
         future: Future[Any] = Future()
-        future.set_result(function(*args, **kwargs))
-        self.wall.append(time.perf_counter() - started)
+        found, seconds, _ = _clocked(function, *args, **kwargs)
+        self.seconds.append(seconds)
+        future.set_result(found)
         return future
+
+
+class TimedPool(ProcessPoolExecutor):
+    """A pool of processes that notes the processor time that each of them spent on calls."""
+
+    def __init__(self, workers: int) -> None:
+        """Start the processes and have them load torch."""
+        super().__init__(workers)
+        self.seconds: dict[int, float] = {}
+        for future in [super(TimedPool, self).submit(_warm, 0.3) for _ in range(2 * workers)]:
+            future.result()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Send it to a process."""
+        outer: Future[Any] = Future()
+
+        def take(inner: Future[Any]) -> None:
+            error = inner.exception()
+            if error is not None:
+                outer.set_exception(error)
+                return
+            found, seconds, process = inner.result()
+            self.seconds[process] = self.seconds.get(process, 0.0) + seconds
+            outer.set_result(found)
+
+        super().submit(_clocked, function, *args, **kwargs).add_done_callback(take)
+        return outer
+
+
+def _clocked(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, float, int]:
+    started = time.process_time()
+    found = function(*args, **kwargs)
+    return found, time.process_time() - started, os.getpid()
+
+
+def _warm(seconds: float) -> float:
+    torch.set_num_threads(1)
+    time.sleep(seconds)
+    return float(torch.ones(1).sum())
 
 
 def measure(small: Small, estimator: str, draws: int) -> float:
@@ -211,37 +250,29 @@ def counted(small: Small, estimator: str, draws: int, unit: Unit) -> tuple[float
     return count * task.sequences * unit.forward + weights, calls
 
 
-@contextmanager
-def pooled(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool whose processes have started and loaded torch."""
-    with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(_warm, [0.3] * (2 * workers)))
-        yield pool
-
-
-def _warm(seconds: float) -> float:
-    torch.set_num_threads(1)
-    time.sleep(seconds)
-    return float(torch.ones(1).sum())
-
-
 def timed_shards(small: Small, estimator: str, draws: int) -> list[float]:
-    """Measure the wall time of every shard, one after the other in this process."""
+    """Measure the processor time of every shard, one after the other in this process."""
     executor = Timed()
     _profile(small, estimator, draws, executor)
-    # The first one unpacks the payload, which is counted apart.
-    return executor.wall
+    return executor.seconds
 
 
-def pooled_seconds(small: Small, estimator: str, draws: int, workers: int) -> float:
-    """Measure the wall time of a profile by a pool of processes."""
-    with pooled(workers) as pool:
-        return _profile(small, estimator, draws, pool)
+def pooled_seconds(
+    small: Small, estimator: str, draws: int, workers: int
+) -> tuple[float, float, float]:
+    """Measure a profile by a pool of processes.
+
+    Returns:
+        Processor seconds of the busiest worker and of all of them, and seconds on the wall.
+    """
+    with TimedPool(workers) as pool:
+        wall = _profile(small, estimator, draws, pool)
+        return max(pool.seconds.values()), sum(pool.seconds.values()), wall
 
 
 def submit_seconds(calls: int = 200) -> float:
     """Measure what handing a call to a pool and taking its answer takes the driver."""
-    with pooled(1) as pool:
+    with TimedPool(1) as pool:
         started = time.perf_counter()
         for future in [pool.submit(int, 0) for _ in range(calls)]:
             future.result()
