@@ -149,6 +149,11 @@ def test_where_jobs_run_nothing_of_the_database_is_known() -> None:
     assert not [name for name in worker["environment"] if name.startswith("PG")]
 
 
+def test_working_files_of_jobs_are_not_in_memory() -> None:
+    worker = SERVICES["ray-worker"]
+    assert worker["environment"]["TMPDIR"] in worker["volumes"]
+
+
 def test_no_secret_is_in_clear() -> None:
     whole = yaml.safe_load(CLUSTER.read_text())
     used = {secret for found in SERVICES.values() for secret in found.get("secrets", [])}
