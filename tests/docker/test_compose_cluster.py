@@ -142,6 +142,20 @@ def test_ray_asks_for_its_token_everywhere() -> None:
             assert "ray_token" in found["secrets"]
 
 
+def test_the_dispatcher_takes_its_cluster_and_token(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from mpsearch.errors import InputError
+    from mpsearch_api.execution.ray.checking import check_ray
+
+    environment = dict(SERVICES["dispatcher"]["environment"])
+    token = tmp_path / "ray_token"
+    environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    with pytest.raises(InputError, match="no token"):
+        check_ray(environment["MPSEARCH_RAY_ADDRESS"], environment)
+    token.write_text("0123456789abcdef")
+    check_ray(environment["MPSEARCH_RAY_ADDRESS"], environment)
+
+
 def test_where_jobs_run_nothing_of_the_database_is_known() -> None:
     worker = SERVICES["ray-worker"]
     assert set(worker["secrets"]) == {"aws_credentials", "ray_token"}
