@@ -16,6 +16,8 @@ from mpsearch_api.http.readiness import Writable
 from mpsearch_api.settings import Settings
 from tests.mpsearch_api.blobs.object_stores import BUCKET, free_port, s3_server
 
+pytest.importorskip("moto", reason="run by test_object_stores.py, where S3 and GCS are installed")
+
 CONTENT = os.urandom(100_000)
 NAME = hashlib.sha256(CONTENT).hexdigest()
 KINDS = ["s3", "gs"]
