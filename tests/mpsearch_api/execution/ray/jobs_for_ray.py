@@ -141,6 +141,11 @@ def die(path: str) -> None:
     os._exit(1)
 
 
+def measured_loss(indices) -> float:
+    target = [group % 3 for group in range(len(indices))]
+    return sum(int((column - aim) ** 2) for column, aim in zip(indices, target, strict=True)) + 0.25
+
+
 def identity_of(content: bytes) -> tuple[int, int, int]:
     """Tell who has which object, to see that it is sent once."""
     return os.getpid(), id(content), len(content)

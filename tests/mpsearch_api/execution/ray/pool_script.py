@@ -16,6 +16,8 @@ import torch
 import mpsearch
 from mpsearch_api.execution.ray.flights import RETRIES
 from mpsearch_api.execution.ray.raypool import RayPool
+from mpsearch_solvers import Problem, solve
+from mpsearch_solvers.evolutionary import EvolutionarySearch
 
 
 def raised(future) -> str:
@@ -24,6 +26,18 @@ def raised(future) -> str:
     except ValueError as error:
         return type(error).__name__
     return "nothing"
+
+
+def evolved(executor: RayPool | None) -> list[int]:
+    """Search by trials that are measured one by one, or on the cluster."""
+    rng = np.random.default_rng(0)
+    cost = rng.lognormal(size=(8, 3))
+    limit = cost.min(axis=1).sum() + 0.4 * np.ptp(cost, axis=1).sum()
+    problem = Problem.from_arrays(rng.lognormal(size=(8, 3)), {"size": cost}, {"size": limit})
+    method = EvolutionarySearch(
+        objective=jobs_for_ray.measured_loss, trials=40, batch=8, executor=executor
+    )
+    return solve(problem, method, seed=4).indices.tolist()
 
 
 def main() -> None:
@@ -55,6 +69,7 @@ def main() -> None:
     here = mpsearch.profile(*args, seed=3)
     there = mpsearch.profile(*args, seed=3, executor=pool)
     found["equal"] = bool(np.array_equal(here.loss, there.loss))
+    found["trials"] = evolved(pool) == evolved(None)
     pool.shutdown()
     found["after shutdown"] = "nothing"
     try:

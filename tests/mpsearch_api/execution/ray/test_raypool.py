@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("optuna", reason="the extra `evolve` is not installed")
+
 from mpsearch_api.execution.processes import die_with_parent
 from tests.mpsearch_api.execution.ray.clusters import HERE, PATHS, ray_environment
 
@@ -38,4 +40,5 @@ def test_a_pool_behaves_as_executors_do_and_survives_its_workers(cluster, tmp_pa
         "one object in each worker": True,
         "cancelled": True,
         "equal": True,
+        "trials": True,
     }
