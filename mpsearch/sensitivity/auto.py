@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Option
-from mpsearch.models.dataset import DataSet
 from mpsearch.sensitivity.catalog import build
-from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
+from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask, part_of
 from mpsearch.sensitivity.shards import measure_choices
+from mpsearch.sensitivity.single_outputs import outputs_fit
 from mpsearch_solvers import Problem, solve
 from mpsearch_solvers.problem import Interactions
 
@@ -25,17 +27,24 @@ __all__ = ["CANDIDATES", "Auto"]
 CANDIDATES = "fisher_output,taylor2,measured_kl,pairwise"
 FRACTIONS = (0.25, 0.5, 0.75)
 FLOAT_BITS = 32.0
+FOLDS = 5
+"""Parts of the inputs; each takes its turn as what no score has seen."""
 
 
 class Auto(Estimator):
     """Takes the candidate whose proposals measure best on inputs that its scores have not seen.
 
-    The calibration inputs are split in two at random. Every candidate scores the layers on either
-    half and proposes the allocation of least predicted loss at three budgets of average weight bits
-    (a quarter, half and three quarters of the way from the fewest to the most); each proposal is
-    run on the other half. The candidate with the smallest geometric mean of measured losses
-    relative to the best at each budget is taken and scores on all inputs; the profile's warnings
-    say which and why.
+    The calibration inputs are cut into folds at random. Every candidate scores the layers on all
+    but one fold and proposes the allocation of least predicted loss at three budgets of average
+    weight bits (a quarter, half and three quarters of the way from the fewest to the most); each
+    proposal is run on that fold, fold after fold. The candidate with the smallest geometric mean of
+    measured losses relative to the best at each budget is taken and scores on all inputs; the
+    profile's warnings say which and why.
+
+    Five folds, so that candidates are judged by scores from nearly as many inputs as the answer's
+    will come from: on half of few inputs those that learn most from data do worst. What is measured
+    once serves all folds and every candidate of the same loss (`score_parts`); where the outputs of
+    single choices do not fit into memory, every part is measured anew, and there are two folds.
     """
 
     name: ClassVar[str] = "auto"
@@ -69,13 +78,25 @@ class Auto(Estimator):
         Returns:
             The chosen candidate's scores; `statistics` holds the measured loss of every proposal.
         """
+        with _sharing(task) as shared:
+            return self._score(shared)
+
+    def _score(self, task: ScoringTask) -> Scores:
         refused: dict[str, str] = {}
-        folds = [
-            self._measured(_saying(task, f"fold {number}"), seen, unseen, refused)
-            for number, (seen, unseen) in enumerate(_folds(task), 1)
-        ]
-        names = [name for name in self._scorers if name not in refused]
-        losses = np.array([[fold[name] for name in names] for fold in folds]).mean(axis=0)
+        folds = _folds(task)
+        proposed = self._proposed(task, [seen for seen, _ in folds], refused)
+        names = list(proposed)
+        losses = np.zeros((len(names), len(FRACTIONS)))
+        for fold, (_, unseen) in enumerate(folds):
+            choices = [choice for name in names for choice in proposed[name][fold]]
+            measured = measure_choices(
+                replace(task, data=part_of(task.data, unseen)),
+                choices,
+                task.loss,
+                f"proposals of candidates, fold {fold + 1} of {len(folds)}",
+            )
+            share = len(unseen) / sum(len(rows) for _, rows in folds)
+            losses += share * measured.reshape(losses.shape)
         # A divergence may be nothing at all; what is that small has no ratio.
         floor = max(1e-12, 1e-6 * float(np.abs(losses).max()))
         kept = np.maximum(losses, floor)
@@ -100,41 +121,47 @@ class Auto(Estimator):
             warnings=(*scores.warnings, why, *refused.values()),
         )
 
-    def _measured(
-        self, task: ScoringTask, seen: DataSet, unseen: DataSet, refused: dict[str, str]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Score on one part of the data and measure what is proposed on the other.
+    def _proposed(
+        self, task: ScoringTask, parts: Sequence[NDArray[np.int64]], refused: dict[str, str]
+    ) -> dict[str, list[list[dict[str, Option]]]]:
+        """Score on parts of the data and solve at every budget.
 
         Returns:
-            Measured loss of every able candidate's proposals.
+            Every able candidate's proposals, part by part and budget by budget.
 
         Raises:
             InputError: No candidate can score this model and menu.
             ModelError: The model or its loss is not finite.
         """
-        choices: list[dict[str, Option]] = []
-        able: list[str] = []
+        proposed: dict[str, list[list[dict[str, Option]]]] = {}
         for name, scorer in self._scorers.items():
-            if name in refused:
-                continue
             if task.activation_formats and not scorer.scores_activations:
                 refused[name] = f"{name} scores weights only"
                 continue
             try:
-                scores = scorer.score(_saying(replace(task, data=seen), name))
+                found = scorer.score_parts(_saying(task, name), parts)
             except ModelError:
                 raise  # a broken model is broken for every candidate
             except InputError as error:
                 refused[name] = f"{name}: {error}"
                 continue
-            able.append(name)
-            choices += [_choice(task, proposal(task, scores, f)) for f in FRACTIONS]
-        if not able:
+            proposed[name] = [
+                [_choice(task, proposal(task, scores, fraction)) for fraction in FRACTIONS]
+                for scores in found
+            ]
+        if not proposed:
             raise InputError("no candidate of auto can score this: " + "; ".join(refused.values()))
-        losses = measure_choices(
-            replace(task, data=unseen), choices, task.loss, "proposals of candidates"
-        )
-        return dict(zip(able, losses.reshape(len(able), len(FRACTIONS)), strict=True))
+        return proposed
+
+
+@contextmanager
+def _sharing(task: ScoringTask) -> Iterator[ScoringTask]:
+    """Keep what candidates measure for the time of scoring, so that none measures it again."""
+    if task.cache_dir is not None:
+        yield task
+        return
+    with tempfile.TemporaryDirectory(prefix="mpsearch-auto-") as folder:
+        yield replace(task, cache_dir=Path(folder))
 
 
 def _saying(task: ScoringTask, what: str) -> ScoringTask:
@@ -145,27 +172,17 @@ def _saying(task: ScoringTask, what: str) -> ScoringTask:
     )
 
 
-def _folds(task: ScoringTask) -> list[tuple[DataSet, DataSet]]:
-    """Split the inputs in two at random: what is scored on, and what is measured on."""
-    data, count = task.data, len(task.data)
+def _folds(task: ScoringTask) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Cut the inputs at random: what is scored on, and what is measured on."""
+    count = len(task.data)
     if count < 2:
-        return [(data, data)]
+        return [(np.arange(count), np.arange(count))]
+    number = min(count, FOLDS if outputs_fit(task) else 2)
     drawn = np.random.default_rng(task.seed).permutation(count)
-    halves = [_part(data, np.sort(half)) for half in (drawn[: count // 2], drawn[count // 2 :])]
-    return [(halves[0], halves[1]), (halves[1], halves[0])]
-
-
-def _part(data: DataSet, rows: NDArray[np.int64]) -> DataSet:
-    index = torch.from_numpy(rows).to(data.inputs.device)
-    targets = None if data.targets is None else data.targets[index]
-    return replace(
-        data,
-        inputs=data.inputs[index],
-        targets=targets,
-        held_out_inputs=None,
-        held_out_targets=None,
-        _digest=[],
-    )
+    return [
+        (np.setdiff1d(np.arange(count), fold), np.sort(fold))
+        for fold in np.array_split(drawn, number)
+    ]
 
 
 def _choice(task: ScoringTask, columns: Sequence[int]) -> dict[str, Option]:

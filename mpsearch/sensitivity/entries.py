@@ -222,8 +222,8 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
         name="auto",
         summary="The scores of that candidate whose proposals measure best on inputs that its "
         "scores have not seen",
-        passes="those of its candidates (fisher_output, taylor2, measured_kl, pairwise), of the "
-        "best one twice, + 12 forward passes over the data",
+        passes="1 + L·B forward passes over the data for each loss, those of fisher_output five "
+        "times and of taylor2 once, those of the chosen one again, + 12 forward passes",
         memory="that of its candidates",
         source="this project",
         scores_activations=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,12 @@ from mpsearch.models.layers import evaluation_mode, forward
 from mpsearch.sensitivity.output_error import output_errors
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.shards import measure_choices
+from mpsearch.sensitivity.single_outputs import (
+    inputs_kept,
+    offered_places,
+    outputs_fit,
+    single_outputs,
+)
 from mpsearch.sensitivity.taps import Call, tapped
 
 __all__ = [
@@ -22,7 +29,6 @@ __all__ = [
     "MeasuredLoss",
     "Sqnr",
     "divergence",
-    "offered_places",
     "single_layer_increases",
 ]
 
@@ -83,6 +89,28 @@ class MeasuredKl(Estimator):
         found, _ = single_layer_increases(task, divergence(task))
         return Scores(found, np.zeros_like(found))
 
+    def score_parts(self, task: ScoringTask, parts: Sequence[NDArray[np.int64]]) -> list[Scores]:
+        """Score from parts of the inputs; one measurement serves all where the outputs fit.
+
+        Args:
+            task: As in `score`.
+            parts: Positions of inputs.
+
+        Returns:
+            Scores from every part.
+        """
+        if not outputs_fit(task):
+            return super().score_parts(task, parts)
+        outputs = single_outputs(task, divergence(task), inputs_kept(task)[0])
+        scores = []
+        for rows in parts:
+            part = outputs.part(rows)
+            table = np.zeros((len(task.layers), len(task.options)))
+            for (row, column), value in zip(part.places, part.losses[1:], strict=True):
+                table[row, column] = value - part.losses[0]
+            scores.append(Scores(table, np.zeros_like(table)))
+        return scores
+
 
 class Sqnr(Estimator):
     """Noise-to-signal ratio that layer i at option b leaves in the model's output.
@@ -141,23 +169,6 @@ def divergence(task: ScoringTask) -> Loss:
     with torch.no_grad(), evaluation_mode(task.model):
         output = forward(task.model, task.data.inputs[:1])
     return as_loss("token_kl_to_float" if output.ndim == 3 else "kl_to_float")
-
-
-def offered_places(task: ScoringTask) -> list[tuple[int, int]]:
-    """List every layer with every option but `float`.
-
-    Args:
-        task: Layers and options.
-
-    Returns:
-        Positions of layer and option, layer by layer.
-    """
-    return [
-        (row, column)
-        for row in range(len(task.layers))
-        for column, option in enumerate(task.options)
-        if not option.is_float
-    ]
 
 
 def single_layer_increases(task: ScoringTask, loss: Loss) -> tuple[NDArray[np.float64], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpsearch.errors import InputError, ModelError
+from mpsearch.errors import InputError
 from mpsearch.losses import Loss
-from mpsearch.models.layers import evaluation_mode, forward
-from mpsearch.sensitivity.measured import divergence, offered_places
+from mpsearch.sensitivity.measured import divergence
 from mpsearch.sensitivity.output_curvature import class_axis
 from mpsearch.sensitivity.protocol import ScoringTask
-from mpsearch.sensitivity.shards import measure_outputs
+from mpsearch.sensitivity.single_outputs import SingleOutputs, inputs_kept, single_outputs
 
 __all__ = ["OutputPairs", "pairs_of_outputs", "reliability"]
-
-OUTPUT_MEMORY = 2**30
-"""Bytes of outputs that are kept where the task sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +36,48 @@ class OutputPairs:
     warnings: tuple[str, ...]
 
 
-def pairs_of_outputs(task: ScoringTask, shrink: float | str) -> OutputPairs:
+def pairs_of_outputs(
+    task: ScoringTask, shrink: float | str, parts: Sequence[NDArray[np.int64]] | None = None
+) -> list[OutputPairs]:
     """Run every single choice once; pair the changes that they make in the output.
 
     Args:
         task: Model, layers, options, data.
         shrink: Factor of all pairs, or `inputs`: 1 - Σ se² / Σ mean² of every two options.
+        parts: Positions of inputs; None: all together.
 
     Returns:
-        The quadratic form.
+        The quadratic form of every part.
 
     Raises:
-        ModelError: An output is NaN or infinite.
+        InputError: Parts are asked for, and the outputs of all inputs do not fit into memory.
     """
     loss = _expanded_loss(task)
-    places, width = offered_places(task), len(task.options)
-    kept, warnings = _inputs_kept(task, len(places) + 1)
-    choices = [{task.layers[row].name: task.options[column]} for row, column in places]
-    found = measure_outputs(
-        task, [{}, *choices], loss, f"{loss.name} and outputs of single layers", kept
-    )
-    if not np.isfinite(found.outputs).all():
-        raise ModelError("the model's output is nan or infinite on this data")
+    total = len(task.data)
+    kept, limit = inputs_kept(task)
+    if parts is not None and kept < total:
+        raise InputError(
+            f"outputs of {kept} of {total} inputs fit into {limit / 2**20:.0f} MiB, and parts of "
+            "the inputs need all; raise the memory limit"
+        )
+    warnings: tuple[str, ...] = ()
+    if kept < total:
+        warnings = (
+            f"pairs are computed from the first {kept} of {total} inputs, whose outputs fit into "
+            f"{limit / 2**20:.0f} MiB; the losses of single choices are from all",
+        )
+    found = single_outputs(task, loss, kept)
+    if parts is None:
+        return [_quadratic_form(found, task, shrink, warnings)]
+    return [_quadratic_form(found.part(rows), task, shrink, ()) for rows in parts]
+
+
+def _quadratic_form(
+    found: SingleOutputs, task: ScoringTask, shrink: float | str, warnings: tuple[str, ...]
+) -> OutputPairs:
+    width, kept = len(task.options), found.outputs.shape[1]
     increase = found.losses[1:] - found.losses[0]
-    mean, square = _moments(torch.from_numpy(found.outputs), loss)
+    mean, square = _moments(torch.from_numpy(found.outputs), found.loss)
     own = mean.diagonal()
     # A choice that helps has no length in the output; it keeps its loss and no interactions.
     scale = np.sqrt(
@@ -70,8 +85,8 @@ def pairs_of_outputs(task: ScoringTask, shrink: float | str) -> OutputPairs:
     )
     both = np.outer(scale, scale)
     mean, square = mean * both, square * both**2
-    columns = np.array([column for _, column in places])
-    rows = np.array([row for row, _ in places])
+    columns = np.array([column for _, column in found.places])
+    rows = np.array([row for row, _ in found.places])
     factor: float | NDArray[np.float64]
     if not isinstance(shrink, str):
         factor = float(shrink)
@@ -125,22 +140,6 @@ def _expanded_loss(task: ScoringTask) -> Loss:
     except InputError:
         return divergence(task)
     return task.loss
-
-
-def _inputs_kept(task: ScoringTask, choices: int) -> tuple[int, tuple[str, ...]]:
-    """Decide how many inputs' outputs fit into memory."""
-    with torch.no_grad(), evaluation_mode(task.model):
-        output = forward(task.model, task.data.inputs[:1])
-    limit = OUTPUT_MEMORY if task.memory_limit is None else task.memory_limit // 2
-    fitting = limit // (4 * output.numel() * choices)
-    total = len(task.data)
-    if fitting >= total:
-        return total, ()
-    kept = max(1, fitting)
-    return kept, (
-        f"pairs are computed from the first {kept} of {total} inputs, whose outputs fit into "
-        f"{limit / 2**20:.0f} MiB; the losses of single choices are from all",
-    )
 
 
 def _moments(outputs: Tensor, loss: Loss) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpsearch.menu import Menu
-from mpsearch.sensitivity.measured import offered_places, single_layer_increases
+from mpsearch.sensitivity.measured import single_layer_increases
 from mpsearch.sensitivity.output_pairs import pairs_of_outputs
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.shards import measure_choices
+from mpsearch.sensitivity.single_outputs import offered_places, outputs_fit
 
 __all__ = ["Pairwise", "grouped_interactions", "projected"]
 
@@ -74,26 +76,49 @@ class Pairwise(Estimator):
         Returns:
             Scores with interactions; nothing is random, so the standard errors are 0.
         """
-        shape = len(task.layers), len(task.options)
-        warnings: tuple[str, ...] = ()
         if self._terms == "outputs":
-            found = pairs_of_outputs(task, self._shrink)
-            matrix, float_loss, warnings = found.matrix, found.float_loss, found.warnings
-        else:
-            matrix, float_loss = _measured(task)
-            matrix = projected(matrix) if self._project else matrix
-        matrix = (matrix + matrix.T) / 2  # the same bits on both sides of the diagonal
-        loss = (matrix.diagonal() / 2).reshape(shape)
-        pairs = matrix.reshape(*shape, *shape).copy()
-        for row in range(shape[0]):
-            pairs[row, :, row, :] = 0  # a layer takes one option, so these never meet
-        return Scores(
-            loss.copy(),
-            np.zeros(shape),
-            warnings=warnings,
-            float_loss=float_loss,
-            interactions=pairs.reshape(matrix.shape),
-        )
+            (found,) = pairs_of_outputs(task, self._shrink)
+            return _scores(task, found.matrix, found.float_loss, found.warnings)
+        matrix, float_loss = _measured(task)
+        return _scores(task, projected(matrix) if self._project else matrix, float_loss)
+
+    def score_parts(self, task: ScoringTask, parts: Sequence[NDArray[np.int64]]) -> list[Scores]:
+        """Score from parts of the inputs; one measurement serves all where the outputs fit.
+
+        Args:
+            task: As in `score`.
+            parts: Positions of inputs.
+
+        Returns:
+            Scores from every part.
+        """
+        if self._terms != "outputs" or not outputs_fit(task):
+            return super().score_parts(task, parts)
+        return [
+            _scores(task, found.matrix, found.float_loss, found.warnings)
+            for found in pairs_of_outputs(task, self._shrink, parts)
+        ]
+
+
+def _scores(
+    task: ScoringTask,
+    matrix: NDArray[np.float64],
+    float_loss: float,
+    warnings: tuple[str, ...] = (),
+) -> Scores:
+    shape = len(task.layers), len(task.options)
+    matrix = (matrix + matrix.T) / 2  # the same bits on both sides of the diagonal
+    loss = (matrix.diagonal() / 2).reshape(shape)
+    pairs = matrix.reshape(*shape, *shape).copy()
+    for row in range(shape[0]):
+        pairs[row, :, row, :] = 0  # a layer takes one option, so these never meet
+    return Scores(
+        loss.copy(),
+        np.zeros(shape),
+        warnings=warnings,
+        float_loss=float_loss,
+        interactions=pairs.reshape(matrix.shape),
+    )
 
 
 def projected(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -20,7 +21,7 @@ from mpsearch.models.layers import Layer
 from mpsearch.progress import OnProgress
 from mpsearch.quantize import Quantizer
 
-__all__ = ["Estimator", "Scores", "ScoringTask"]
+__all__ = ["Estimator", "Scores", "ScoringTask", "part_of"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,36 @@ class Estimator(ABC):
         Returns:
             The scores; `float` scores 0.
         """
+
+    def score_parts(self, task: ScoringTask, parts: Sequence[NDArray[np.int64]]) -> list[Scores]:
+        """Score from parts of the inputs, each as if there were no others.
+
+        Args:
+            task: As in `score`.
+            parts: Positions of inputs.
+
+        Returns:
+            Scores from every part. Estimators that find the terms of single inputs do so once.
+        """
+        return [self.score(replace(task, data=part_of(task.data, rows))) for rows in parts]
+
+
+def part_of(data: DataSet, rows: NDArray[np.int64]) -> DataSet:
+    """Take some of the calibration inputs.
+
+    Args:
+        data: The data.
+        rows: Positions of inputs.
+
+    Returns:
+        Data of these alone, with nothing held out.
+    """
+    index = torch.from_numpy(rows).to(data.inputs.device)
+    return replace(
+        data,
+        inputs=data.inputs[index],
+        targets=None if data.targets is None else data.targets[index],
+        held_out_inputs=None,
+        held_out_targets=None,
+        _digest=[],
+    )

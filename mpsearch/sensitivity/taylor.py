@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpsearch.errors import ModelError
 from mpsearch.sensitivity.output_curvature import Draw
-from mpsearch.sensitivity.output_terms import EXACT_DRAWS, Wanted, output_terms
+from mpsearch.sensitivity.output_terms import EXACT_DRAWS, OutputTerms, Wanted, output_terms
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 
 __all__ = ["Taylor2"]
@@ -84,10 +87,36 @@ class Taylor2(Estimator):
         Raises:
             ModelError: The loss or a gradient is NaN or infinite.
         """
+        return self.score_parts(task, [np.arange(len(task.data))])[0]
+
+    def score_parts(self, task: ScoringTask, parts: Sequence[NDArray[np.int64]]) -> list[Scores]:
+        """Score from parts of the inputs, whose terms are all found in one go.
+
+        Args:
+            task: As in `score`.
+            parts: Positions of inputs.
+
+        Returns:
+            Scores from every part.
+
+        Raises:
+            ModelError: The loss or a gradient is NaN or infinite.
+        """
         sloped = self._first_order != "none" and task.loss.target == "data"
         found = output_terms(task, Wanted("products", sloped, self._draws, self._draw))
+        scores = [self._part(found, rows) for rows in parts]
+        finite = all(np.isfinite(part.loss).all() for part in scores)
+        if not finite or not math.isfinite(found.float_loss or 0.0):
+            raise ModelError(f"{task.loss.name} or its gradient is nan or infinite on this data")
+        everything = [len(rows) == len(task.data) for rows in parts]
+        return [
+            replace(part, float_loss=found.float_loss if whole else None)
+            for part, whole in zip(scores, everything, strict=True)
+        ]
+
+    def _part(self, found: OutputTerms, rows: NDArray[np.int64]) -> Scores:
         # Δᵀ G Δ with the Gauss-Newton matrix G: one estimate for every draw, or their whole sum.
-        second = 0.5 * np.square(found.factors).mean(axis=1)
+        second = 0.5 * np.square(found.factors[:, rows]).mean(axis=1)
         if self._draws == "exact":
             score = second.sum(axis=0)
             stderr = np.zeros_like(score)
@@ -95,8 +124,6 @@ class Taylor2(Estimator):
             score = second.mean(axis=0)
             stderr = second.std(axis=0, ddof=1) / math.sqrt(len(second))
         if found.slopes is not None:
-            first = found.slopes.mean(axis=0)
+            first = found.slopes[rows].mean(axis=0)
             score = score + (np.abs(first) if self._first_order == "absolute" else first)
-        if not np.isfinite(score).all() or not math.isfinite(found.float_loss or 0.0):
-            raise ModelError(f"{task.loss.name} or its gradient is nan or infinite on this data")
-        return Scores(score, stderr, float_loss=found.float_loss)
+        return Scores(score, stderr)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 import mpsearch as mp
 from mpsearch.cli import main
+from mpsearch.sensitivity import build
 from mpsearch.sensitivity.evidence import Comparison
 
 OPTIONS = ["w2", "w4", "w8"]
@@ -65,11 +67,12 @@ def test_an_estimator_that_cannot_score_is_named_with_its_reason(net, data):
 def test_auto_takes_the_candidate_whose_proposals_measure_best_on_unseen_inputs(net, exact, data):
     candidates = ["variance", "measured_loss"]
     found = mp.profile(net, data, OPTIONS, "auto", candidates=",".join(candidates), seed=5)
-    drawn = np.random.default_rng(5).permutation(12)
-    halves = [torch.from_numpy(np.sort(half)) for half in (drawn[:6], drawn[6:])]
+    folds = np.array_split(np.random.default_rng(5).permutation(12), 5)
     sizes = np.array([net.get_submodule(g).weight.numel() for g in found.groups], dtype=float)
-    losses = np.zeros((2, 3, 2))
-    for fold, (seen, unseen) in enumerate((halves, halves[::-1])):
+    mean = np.zeros((2, 3))
+    for fold in folds:
+        unseen = torch.from_numpy(fold)
+        seen = torch.from_numpy(np.setdiff1d(np.arange(12), fold))
         part = mp.DataSet("d", exact.inputs[seen], exact.targets[seen], batch_size=5)
         for number, name in enumerate(candidates):
             table = mp.profile(net, part, OPTIONS, name).loss
@@ -83,14 +86,53 @@ def test_auto_takes_the_candidate_whose_proposals_measure_best_on_unseen_inputs(
                 with torch.no_grad(), mp.quantized(net, choice):
                     output = net(exact.inputs[unseen])
                     loss = nn.functional.cross_entropy(output, exact.targets[unseen])
-                losses[number, budget, fold] = loss.item()
-    mean = losses.mean(axis=2)
+                mean[number, budget] += loss.item() * len(fold) / 12
     for budget, name in enumerate(("25%", "50%", "75%")):
         shown = found.statistics[f"auto_loss_at_{name}"]
         assert [shown[c] for c in candidates] == pytest.approx(mean[:, budget].tolist())
     chosen = candidates[int(np.argmin(np.log(mean / mean.min(axis=0)).mean(axis=1)))]
     assert any(text.startswith(f"auto took {chosen}:") for text in found.warnings)
     assert np.array_equal(found.loss, mp.profile(net, data, OPTIONS, chosen).loss)
+
+
+@pytest.mark.parametrize("memory_limit", [None, 1])
+@pytest.mark.parametrize("estimator", ["measured_kl", "pairwise", "taylor2", "fisher_output"])
+def test_parts_are_scored_as_if_there_were_no_other_inputs(
+    net, exact, data, estimator, memory_limit
+):
+    scorer = build(estimator, {"shrink": 1.0} if estimator == "pairwise" else {})
+    grabbed = []
+
+    class Grabbing(type(scorer)):
+        def score(self, task):
+            grabbed.append(replace(task, memory_limit=memory_limit))
+            return super().score(task)
+
+    mp.profile(net, data, OPTIONS, Grabbing())
+    parts = [np.array([0, 3, 7]), np.arange(5, 12)]
+    scores = scorer.score_parts(grabbed[0], parts)
+    for rows, found in zip(parts, scores, strict=True):
+        part = mp.DataSet("d", exact.inputs[rows], exact.targets[rows], batch_size=5)
+        settings = {"shrink": 1.0} if estimator == "pairwise" else {}
+        alone = mp.profile(net, part, OPTIONS, estimator, **settings)
+        tolerance = 0.5 if estimator == "taylor2" else 1e-5  # other draws
+        assert np.allclose(found.loss, alone.loss, rtol=tolerance, atol=1e-7)
+        if estimator == "pairwise" and memory_limit is None:
+            assert np.allclose(found.interactions, alone.interactions, rtol=1e-4, atol=1e-6)
+
+
+def test_candidates_share_what_they_measure(net, exact):
+    inputs = mp.DataSet("d", exact.inputs, batch_size=12)
+    runs = []
+    hook = net.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+    mp.profile(net, inputs, OPTIONS, "pairwise")
+    alone = sum(runs)
+    runs.clear()
+    mp.profile(net, inputs, OPTIONS, "auto", candidates="measured_kl,pairwise")
+    hook.remove()
+    # All candidates on all folds from one measurement, the answer from another at most, and
+    # proposals at three budgets on every fold.
+    assert sum(runs) <= 2 * alone + 12 * (2 * 3 + 5)
 
 
 def test_auto_scores_a_single_input_too(net, exact):
