@@ -46,6 +46,9 @@ def explain(model: Model, found: Solution, run: Run) -> Solution:
     )
 
 
+GAP = 1e-6
+"""Widest gap of a value that is called the least achievable."""
+
 _MAX_LOSS = "loss"
 
 
@@ -63,12 +66,12 @@ def _alone(problem: Problem, run: Run) -> tuple[dict[str, float], dict[str, floa
     least, most = {}, {}
     for resource, limit in problem.limits.items():
         if limit.max is not None:
-            value = _extreme(problem, resource, (), 1.0, run)[0]
-            if value is not None:
+            value, is_proven = _extreme(problem, resource, (), 1.0, run)
+            if value is not None and is_proven:
                 least[resource] = value
         if limit.min is not None:
-            value = _extreme(problem, resource, (), -1.0, run)[0]
-            if value is not None:
+            value, is_proven = _extreme(problem, resource, (), -1.0, run)
+            if value is not None and is_proven:
                 most[resource] = value
     return least, most
 
@@ -98,7 +101,8 @@ def _conflict(
             is_needed = True
         else:
             value, is_proven = _extreme(problem, resource, others, 1.0, run)
-            is_needed = value is not None if is_proven else None
+            # Whatever was found shows that the others can be met together, the least or not.
+            is_needed = True if value is not None else False if is_proven else None
         if is_needed is None:
             return tuple(clashing), False
         if not is_needed:
@@ -119,8 +123,9 @@ def _extreme(
         indices = model.objective.argmin(axis=1)
         return usage_of(problem, resource, model.expand(indices)), True
     method = load_method(select(model)[0])
-    terms = replace(run, report=None, start=None, multipliers=None)
+    gap = min(run.gap, GAP)  # a coarse answer may do, a coarse "least achievable" may not
+    terms = replace(run, report=None, start=None, multipliers=None, gap=gap)
     outcome = solve_narrowed(method, model, terms)
     if outcome.indices is None:
         return None, outcome.exhausted
-    return usage_of(problem, resource, model.expand(outcome.indices)), True
+    return usage_of(problem, resource, model.expand(outcome.indices)), outcome.exhausted

@@ -8,6 +8,7 @@ import pytest
 from instances import assert_same_answer, random_problem
 
 from mpsearch_solvers import MethodError, PeakRows, Problem, ProblemError, method_names, solve
+from mpsearch_solvers.method import Outcome
 
 EXACT = ("decomposition", "ilp", "brute_force")
 
@@ -203,6 +204,46 @@ def test_one_impossible_limit_conflicts_alone():
     found = solve(problem)
     assert found.conflict == ("s",)
     assert found.maximum == {"u": 1.0}
+
+
+@pytest.mark.parametrize("gap", [1e-6, 0.3])
+def test_the_least_given_the_others_is_no_approximation_however_coarse_the_gap(gap):
+    rng = np.random.default_rng(11)
+    seen = 0
+    for _ in range(40):
+        problem = random_problem(rng, 5, 4, 2, tightness=0.5)
+        usages = np.array(
+            [
+                [math.fsum(cost[range(5), choice]) for cost in problem.costs.values()]
+                for choice in every_choice(problem)
+            ]
+        )
+        first, second = problem.costs
+        most = float(np.median(usages[:, 1]))
+        least = usages[usages[:, 1] <= most, 0].min()
+        found = solve(problem.with_limits(**{first: 0.999 * least, second: most}), gap=gap)
+        assert found.status == "infeasible"
+        assert found.minimum_given_others[first] == pytest.approx(least, rel=1e-6)
+        seen += least > usages[:, 0].min()
+    assert seen > 10
+
+
+def test_what_a_method_could_not_finish_is_not_called_the_least(monkeypatch):
+    from mpsearch_solvers import infeasibility
+
+    def given_up(method, model, run):
+        worst = np.array([row.argmax() for row in model.objective])
+        return Outcome(worst, None, exhausted=False)
+
+    monkeypatch.setattr(infeasibility, "solve_narrowed", given_up)
+    size, time = np.array([[1.0, 4.0], [2.0, 5.0]]), np.array([[6.0, 1.0], [5.0, 2.0]])
+    problem = Problem.from_arrays(
+        np.zeros((2, 2)), {"size": size, "time": time}, {"size": 5.0, "time": 5.0}
+    )
+    found = solve(problem)
+    assert found.status == "infeasible"
+    assert found.minimum_given_others == {}
+    assert "stopped the analysis" in found.note
 
 
 def test_a_loss_limit_takes_part_in_the_conflict():
