@@ -32,14 +32,16 @@ FOLDS = 5
 
 
 class Auto(Estimator):
-    """Takes the candidate whose proposals measure best on inputs that its scores have not seen.
+    """Takes the most trusted candidate that is not measurably worse than the best on unseen inputs.
 
     The calibration inputs are cut into folds at random. Every candidate scores the layers on all
     but one fold and proposes the allocation of least predicted loss at three budgets of average
     weight bits (a quarter, half and three quarters of the way from the fewest to the most); each
-    proposal is run on that fold, fold after fold. The candidate with the smallest geometric mean of
-    measured losses relative to the best at each budget is taken and scores on all inputs; the
-    profile's warnings say which and why.
+    proposal is run on that fold, fold after fold. The best candidate has the smallest geometric
+    mean of measured losses relative to the least at each budget. Of those that are not worse than
+    it by more than a standard error over the folds, the last in the list is taken and scores on all
+    inputs; the profile's warnings say which and why. The list is in order of rising trust: a few
+    inputs cannot tell good candidates apart, and what measures more of the model stands later.
 
     Five folds, so that candidates are judged by scores from nearly as many inputs as the answer's
     will come from: on half of few inputs those that learn most from data do worst. What is measured
@@ -54,7 +56,7 @@ class Auto(Estimator):
         """Choose the candidates.
 
         Args:
-            candidates: Names of estimators, with commas between them.
+            candidates: Names of estimators, with commas between them, the most trusted last.
 
         Raises:
             ValueError: Fewer than 2.
@@ -86,7 +88,7 @@ class Auto(Estimator):
         folds = _folds(task)
         proposed = self._proposed(task, [seen for seen, _ in folds], refused)
         names = list(proposed)
-        losses = np.zeros((len(names), len(FRACTIONS)))
+        each, shares = [], []
         for fold, (_, unseen) in enumerate(folds):
             choices = [choice for name in names for choice in proposed[name][fold]]
             measured = measure_choices(
@@ -95,21 +97,27 @@ class Auto(Estimator):
                 task.loss,
                 f"proposals of candidates, fold {fold + 1} of {len(folds)}",
             )
-            share = len(unseen) / sum(len(rows) for _, rows in folds)
-            losses += share * measured.reshape(losses.shape)
+            each.append(measured.reshape(len(names), len(FRACTIONS)))
+            shares.append(len(unseen))
+        losses = np.average(each, axis=0, weights=shares)
         # A divergence may be nothing at all; what is that small has no ratio.
         floor = max(1e-12, 1e-6 * float(np.abs(losses).max()))
         kept = np.maximum(losses, floor)
         ratios = np.log(kept / kept.min(axis=0)).mean(axis=1)
-        chosen = names[int(np.argmin(ratios))]
+        by_fold = np.log(np.maximum(each, floor)).mean(axis=2)
+        best = int(np.argmin(ratios))
+        trusted = most_trusted(by_fold, best)
+        chosen = names[trusted]
         shown = ", ".join(
             f"{name} {math.exp(ratio):.3f}" for name, ratio in zip(names, ratios, strict=True)
         )
         why = (
             f"auto took {chosen}: measured loss of its proposals over the best at three budgets, "
-            f"on inputs that its scores had not seen, is {math.exp(float(ratios.min())):.3f} (of "
-            f"all: {shown})"
+            "on inputs that its scores had not seen, is "
+            f"{math.exp(float(ratios[trusted])):.3f} (of all: {shown})"
         )
+        if trusted != best:
+            why += f"; {names[best]} measured less, by no more than the error over the folds"
         table = {
             f"auto_loss_at_{fraction:.0%}": dict(zip(names, column.tolist(), strict=True))
             for fraction, column in zip(FRACTIONS, losses.T, strict=True)
@@ -162,6 +170,25 @@ def _sharing(task: ScoringTask) -> Iterator[ScoringTask]:
         return
     with tempfile.TemporaryDirectory(prefix="mpsearch-auto-") as folder:
         yield replace(task, cache_dir=Path(folder))
+
+
+def most_trusted(losses: NDArray[np.float64], best: int) -> int:
+    """Find the last candidate that is not measurably worse than the best one.
+
+    Args:
+        losses: Mean logarithms of measured losses, folds x candidates.
+        best: Position of the best candidate.
+
+    Returns:
+        Position of the last candidate whose mean difference from the best, fold by fold, is at most
+        its standard error over the folds (the one-standard-error rule of Breiman et al. 1984,
+        "Classification and Regression Trees", section 3.4.3); the best where there is one fold.
+    """
+    if len(losses) < 2:
+        return best
+    worse = losses - losses[:, best : best + 1]
+    error = worse.std(axis=0, ddof=1) / math.sqrt(len(losses))
+    return int(np.flatnonzero(worse.mean(axis=0) <= error)[-1])
 
 
 def _saying(task: ScoringTask, what: str) -> ScoringTask:

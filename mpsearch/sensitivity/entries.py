@@ -220,8 +220,8 @@ ENTRIES: tuple[EstimatorInfo, ...] = (
     ),
     EstimatorInfo(
         name="auto",
-        summary="The scores of that candidate whose proposals measure best on inputs that its "
-        "scores have not seen",
+        summary="The scores of the most trusted candidate whose proposals are not measurably worse "
+        "than the best on inputs that its scores have not seen",
         passes="1 + L·B forward passes over the data for each loss, those of fisher_output five "
         "times and of taylor2 once, those of the chosen one again, + 12 forward passes",
         memory="that of its candidates",

@@ -16,6 +16,7 @@ from torch import nn
 import mpsearch as mp
 from mpsearch.cli import main
 from mpsearch.sensitivity import build
+from mpsearch.sensitivity.auto import most_trusted
 from mpsearch.sensitivity.evidence import Comparison
 
 OPTIONS = ["w2", "w4", "w8"]
@@ -64,13 +65,13 @@ def test_an_estimator_that_cannot_score_is_named_with_its_reason(net, data):
     assert [row.estimator for row in found.rows] == ["measured_loss"]
 
 
-def test_auto_takes_the_candidate_whose_proposals_measure_best_on_unseen_inputs(net, exact, data):
+def test_auto_takes_the_last_candidate_that_measures_no_worse_on_unseen_inputs(net, exact, data):
     candidates = ["variance", "measured_loss"]
     found = mp.profile(net, data, OPTIONS, "auto", candidates=",".join(candidates), seed=5)
     folds = np.array_split(np.random.default_rng(5).permutation(12), 5)
     sizes = np.array([net.get_submodule(g).weight.numel() for g in found.groups], dtype=float)
-    mean = np.zeros((2, 3))
-    for fold in folds:
+    each = np.zeros((5, 2, 3))
+    for position, fold in enumerate(folds):
         unseen = torch.from_numpy(fold)
         seen = torch.from_numpy(np.setdiff1d(np.arange(12), fold))
         part = mp.DataSet("d", exact.inputs[seen], exact.targets[seen], batch_size=5)
@@ -86,13 +87,29 @@ def test_auto_takes_the_candidate_whose_proposals_measure_best_on_unseen_inputs(
                 with torch.no_grad(), mp.quantized(net, choice):
                     output = net(exact.inputs[unseen])
                     loss = nn.functional.cross_entropy(output, exact.targets[unseen])
-                mean[number, budget] += loss.item() * len(fold) / 12
+                each[position, number, budget] = loss.item()
+    mean = np.average(each, axis=0, weights=[len(fold) for fold in folds])
     for budget, name in enumerate(("25%", "50%", "75%")):
         shown = found.statistics[f"auto_loss_at_{name}"]
         assert [shown[c] for c in candidates] == pytest.approx(mean[:, budget].tolist())
-    chosen = candidates[int(np.argmin(np.log(mean / mean.min(axis=0)).mean(axis=1)))]
+    best = int(np.argmin(np.log(mean / mean.min(axis=0)).mean(axis=1)))
+    worse = np.log(each[:, 1] / each[:, best]).mean(axis=1)
+    # The second is the more trusted one: taken unless it is measurably worse.
+    tied = worse.mean() <= stats.sem(worse)
+    chosen = candidates[1] if tied else candidates[best]
     assert any(text.startswith(f"auto took {chosen}:") for text in found.warnings)
     assert np.array_equal(found.loss, mp.profile(net, data, OPTIONS, chosen).loss)
+
+
+def test_a_later_candidate_is_taken_unless_it_is_measurably_worse():
+    best = np.array([0.0, 0.1, -0.1, 0.2, 0.0])
+    noise = np.array([0.5, -0.4, 0.3, -0.5, 0.3])
+    tied, worse = best + 0.1 + noise, best + 0.1 + noise / 100
+    assert most_trusted(np.stack([best, worse, tied], axis=1), 0) == 2
+    assert most_trusted(np.stack([best, tied, worse], axis=1), 0) == 1
+    assert most_trusted(np.stack([best, worse], axis=1), 0) == 0
+    assert most_trusted(np.stack([worse, best], axis=1), 1) == 1
+    assert most_trusted(np.array([[0.3, 0.1, 0.2]]), 1) == 1
 
 
 @pytest.mark.parametrize("memory_limit", [None, 1])
