@@ -5,9 +5,10 @@
 
 Scores come from the twenty photos, without labels from the divergence to the float model; those of
 estimators that read a first-order gradient come from cross-entropy with labels, as do those of
-`fisher_output` once more. Allocations at 4, 5 and 6 average weight bits are measured by the
-divergence on sixty other views. `--float` lets layers stay unquantized, at 32 bits. `--modelopt`
-names a file that sensitivity_photos_modelopt.py printed; its allocations are measured alike.
+`fisher_output` and `taylor2` once more. Allocations at 4, 5 and 6 average weight bits are measured
+by the divergence on sixty other views. `--float` lets layers stay unquantized, at 32 bits.
+`--modelopt` names a file that sensitivity_photos_modelopt.py printed; its allocations are measured
+alike.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mpsearch.sensitivity import known
 from mpsearch.sensitivity.evidence import Comparison
 
 BUDGETS = (4.0, 5.0, 6.0)
-FROM_GRADIENTS = ["gradient_deviation", "empirical_fisher", "fisher_output"]
+FROM_GRADIENTS = ["gradient_deviation", "empirical_fisher", "fisher_output", "taylor2"]
 TOO_LONG = {"hessian_top_eigenvalue"}
 """Fifty layers times up to thirty Hessian-vector products, an hour and more."""
 
