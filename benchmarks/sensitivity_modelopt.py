@@ -1,8 +1,9 @@
 """Score ResNet-18 once, by fisher_output or by ModelOpt's gradient search, in a fresh process.
 
 Run by sensitivity.py: `sensitivity_modelopt.py ours|modelopt THREADS`. Prints one line of JSON:
-processor seconds, MiB by which the peak of resident memory grew, and scores by layer and option. It imports
-mpsearch only for `ours`, so that it runs in an environment that has only ModelOpt and torchvision.
+processor seconds, MiB by which the peak of resident memory grew, and scores by layer and option. It
+imports mpsearch only for `ours`, so that it runs in an environment that has only ModelOpt and
+torchvision.
 """
 
 from __future__ import annotations
