@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ from mpsearch.cli.console import progress_bars, show
 from mpsearch.cli.hardware_shown import plain_table, show_table, timings
 from mpsearch.errors import InputError, UnknownNameError
 from mpsearch.hardware.table import CostTable
-from mpsearch.progress import OnProgress, Progress, with_time_left
+from mpsearch.progress import OnProgress, with_time_left
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,13 +74,7 @@ def timed_bars() -> Iterator[OnProgress]:
         The function to report progress to.
     """
     with progress_bars() as bars:
-
-        def report(progress: Progress) -> None:
-            left = progress.seconds_left
-            said = progress.message if left is None else f"{progress.message}, {left:.0f} s left"
-            bars(replace(progress, message=said))
-
-        yield with_time_left(report)
+        yield with_time_left(bars)
 
 
 def measure_command(
