@@ -191,7 +191,7 @@ class _Scale:
 
     def __init__(self) -> None:
         self._measuring: tuple[int, int] | None = None  # process id, and the pipe it answers on
-        self._asked = 0.0
+        self._asked: float | None = None
 
     def weigh(self, pids: list[int], limit: int) -> int:
         """Weigh processes.
@@ -205,13 +205,20 @@ class _Scale:
         """
         plain = resident_memory(pids)
         if plain <= limit:
+            if self._measuring is None:
+                self._asked = None
             return plain
-        if self._measuring is None:
+        if self._asked is None:
             self._asked = time.monotonic()
-            self._measuring = self._begin(pids)
+        late = time.monotonic() - self._asked > PATIENCE
+        if self._measuring is None:
+            try:
+                self._measuring = self._begin(pids)
+            except OSError:
+                # As when the job ended this moment, and with it the namespace of new processes.
+                return plain if late else limit
         pid, reading = self._measuring
         answered = bool(select.select([reading], [], [], TICK)[0])
-        late = time.monotonic() - self._asked > PATIENCE
         if not answered and not late:
             return limit
         packed = os.read(reading, 8) if answered else b""
@@ -221,11 +228,20 @@ class _Scale:
             os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-        return int.from_bytes(packed, "little") if packed else plain
+        if packed:
+            self._asked = None
+            return int.from_bytes(packed, "little")
+        # Not in time; or whoever measured was killed, as when the job ended meanwhile.
+        return plain if late else limit
 
     def _begin(self, pids: list[int]) -> tuple[int, int]:
         reading, writing = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reading)
+            os.close(writing)
+            raise
         if pid:
             os.close(writing)
             return pid, reading

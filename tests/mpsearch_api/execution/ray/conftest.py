@@ -64,7 +64,7 @@ def ray_assignment(tmp_path: Path) -> Callable[..., Assignment]:
     made: list[Path] = []
 
     def make(
-        label: str, *, memory: int = 256 * MIB, seconds: float = 600.0, **fields: object
+        label: str, *, memory: int = 1024 * MIB, seconds: float = 600.0, **fields: object
     ) -> Assignment:
         folder = tmp_path / f"attempt{len(made)}"
         folder.mkdir()

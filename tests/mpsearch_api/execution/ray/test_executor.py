@@ -68,7 +68,7 @@ def test_a_job_makes_files_and_tells_updates_in_order(ray_executor, ray_assignme
     ],
 )
 def test_a_failing_job_fails_as_it_does_locally(ray_executor, ray_assignment, label) -> None:
-    limits = Limits(256 * 2**20, 60.0)
+    limits = Limits(2**30, 60.0)
     local = LocalExecutor(lambda _: limits, ray_program())
     try:
         wait_until(lambda: local.ready() is None)
@@ -77,7 +77,7 @@ def test_a_failing_job_fails_as_it_does_locally(ray_executor, ray_assignment, la
         local.close()
     there, _ = finish(ray_executor, ray_assignment(label))
     assert here.failure is not None
-    assert there.retry == here.retry
+    assert there.retry == here.retry, there.failure
     assert there.failure.model_dump(exclude={"log_tail"}) == here.failure.model_dump(
         exclude={"log_tail"}
     )
@@ -93,7 +93,8 @@ def test_a_failing_job_fails_as_it_does_locally(ray_executor, ray_assignment, la
     ],
 )
 def test_limits_hold_on_the_node(ray_executor, ray_assignment, label, seconds, kind, said) -> None:
-    ended, _ = finish(ray_executor, ray_assignment(label, seconds=seconds))
+    assignment = ray_assignment(label, seconds=seconds, memory=256 * 2**20)
+    ended, _ = finish(ray_executor, assignment)
     assert (ended.failure.kind, ended.retry) == (kind, False)
     assert said in ended.failure.message
 
