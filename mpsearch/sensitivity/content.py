@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 from typing import Any
 
-from mpsearch.losses import Loss, as_loss, known_losses
+from torch import nn
 
-__all__ = ["content_key", "loss_identity"]
+from mpsearch.losses import Loss, as_loss, known_losses
+from mpsearch.models.dataset import DataSet
+from mpsearch.models.fingerprint import model_fingerprint
+
+__all__ = ["content_key", "loss_identity", "measured_content"]
 
 
 def content_key(**content: Any) -> str:
@@ -38,3 +43,27 @@ def loss_identity(loss: Loss) -> str:
     shown = (code.co_code.hex(), repr(code.co_consts), repr(code.co_names)) if code else ()
     where = getattr(loss.function, "__module__", ""), getattr(loss.function, "__qualname__", "")
     return content_key(name=loss.name, where=where, code=shown)
+
+
+def measured_content(model: nn.Module, data: DataSet, loss: Loss) -> dict[str, Any]:
+    """List what every measurement of a model depends on, for `content_key`.
+
+    Args:
+        model: Its weights, its code as far as it prints itself, its device.
+        data: What it runs on.
+        loss: What is measured.
+
+    Returns:
+        Names and JSON values.
+    """
+    first = next(model.parameters(), None)
+    return {
+        "package": version("mpsearch"),
+        "model": model_fingerprint(model),
+        # Equal weights do not make equal models: the code may differ.
+        "code": f"{type(model).__module__}.{type(model).__qualname__}\n{model}",
+        "device": str(first.device) if first is not None else "cpu",
+        "data": data.fingerprint,
+        "batch_size": data.batch_size,
+        "loss": loss_identity(loss),
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from mpsearch.sensitivity.norm_passes import norm_passes
 from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.shard_files import Arrays
 from mpsearch.sensitivity.shard_payload import ShardContext
-from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops
+from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops, some_batches
 from mpsearch.sensitivity.sharding import Work, run_shards
 from mpsearch.sensitivity.taps import Call
 
@@ -115,7 +114,7 @@ def _gradients(context: ShardContext, shard: _Batches, step: Callable[[int], Non
     task, parts = context.task, []
     rows = {layer.name: row for row, layer in enumerate(task.layers)}
     watch = _Watch(task, rows)
-    data = islice(task.data.batches(), shard.batches.start, shard.batches.stop)
+    data = some_batches(task, shard.batches)
     with norm_passes(task, watch.on_input if task.activation_formats else None) as passes:
         for inputs, target in data:
             watch.restart()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from mpsearch.sensitivity.protocol import Estimator, Scores, ScoringTask
 from mpsearch.sensitivity.second_order import trace_scores
 from mpsearch.sensitivity.shard_files import Arrays
 from mpsearch.sensitivity.shard_payload import ShardContext
-from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops
+from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops, some_batches
 from mpsearch.sensitivity.sharding import Work, run_shards
 
 __all__ = ["GgnTrace"]
@@ -127,7 +126,7 @@ def _norms_of_draws(context: ShardContext, shard: _Draws, step: Callable[[int], 
     task = context.task
     rows = {layer.name: row for row, layer in enumerate(task.layers)}
     found = np.zeros((len(shard.batches), len(shard.draws), len(rows)))
-    data = islice(task.data.batches(), shard.batches.start, shard.batches.stop)
+    data = some_batches(task, shard.batches)
     done = 0
     with norm_passes(task) as passes:
         for place, (batch, (inputs, _)) in enumerate(zip(shard.batches, data, strict=True)):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from mpsearch.sensitivity.differentiation import differentiated, layer_weights
 from mpsearch.sensitivity.protocol import ScoringTask
 from mpsearch.sensitivity.shard_files import Arrays
 from mpsearch.sensitivity.shard_payload import ShardContext
-from mpsearch.sensitivity.shard_plan import MOST, batches_of, cells, forward_flops
+from mpsearch.sensitivity.shard_plan import MOST, batches_of, cells, forward_flops, some_batches
 from mpsearch.sensitivity.sharding import Work, run_shards
 from mpsearch.sensitivity.taps import frozen, own_use, watch_inputs
 
@@ -182,7 +181,7 @@ def _one_pass(
             rounded = one.point is not None
             watch = _input_watcher(task, formats, products, leaves, part.elementwise, rounded)
             hooks.enter_context(watch_inputs(task, watch, differentiated=True))
-        data = islice(task.data.batches(), part.batches.start, part.batches.stop)
+        data = some_batches(task, part.batches)
         for done, (inputs, target) in enumerate(data, 1):
             share = len(inputs) / len(task.data)
             loss = share * task.loss(forward(task.model, inputs), target)

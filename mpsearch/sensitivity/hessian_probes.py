@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from mpsearch.sensitivity.hessian_products import (
 from mpsearch.sensitivity.protocol import ScoringTask
 from mpsearch.sensitivity.shard_files import Arrays
 from mpsearch.sensitivity.shard_payload import ShardContext
-from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops
+from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops, some_batches
 from mpsearch.sensitivity.sharding import ShardRunner, Work
 from mpsearch.sensitivity.taps import frozen, own_use, watch_inputs
 
@@ -157,7 +156,7 @@ def _probe_shard(context: ShardContext, shard: _Probes, step: Callable[[int], No
         evaluation_mode(task.model),
         twice_differentiable(),
     ):
-        data = islice(task.data.batches(), shard.batches.start, shard.batches.stop)
+        data = some_batches(task, shard.batches)
         for batch, values in zip(shard.batches, data, strict=True):
             parts.append(_probe_batch(context, shard, batch, values, weights, told))
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}

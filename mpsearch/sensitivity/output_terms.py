@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from mpsearch.sensitivity.output_error import output_errors
 from mpsearch.sensitivity.protocol import ScoringTask
 from mpsearch.sensitivity.shard_files import Arrays
 from mpsearch.sensitivity.shard_payload import ShardContext
-from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops
+from mpsearch.sensitivity.shard_plan import batches_of, cells, forward_flops, some_batches
 from mpsearch.sensitivity.sharding import Work, run_shards
 from mpsearch.sensitivity.taps import Call, frozen, refuse_rows, tapped
 
@@ -155,7 +154,7 @@ def _shard(context: ShardContext, shard: _Batches, step: Callable[[int], None]) 
     task, losses = context.task, []
     collector = _Terms(task, shard.wanted)
     with frozen(task.model), evaluation_mode(task.model), tapped(task, collector) as taps:
-        data = islice(task.data.batches(), shard.batches.start, shard.batches.stop)
+        data = some_batches(task, shard.batches)
         for position, (number, batch) in enumerate(zip(shard.batches, data, strict=True)):
             taps.restart()
             output = forward(task.model, batch[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from mpsearch.errors import DocumentError
 from mpsearch.losses import Loss
 from mpsearch.menu import Wishes
 from mpsearch.models.dataset import DataSet
-from mpsearch.models.fingerprint import model_fingerprint
 from mpsearch.models.named import NamedModel
 from mpsearch.schemas import Profile
-from mpsearch.sensitivity.content import content_key, loss_identity
+from mpsearch.sensitivity.content import content_key, measured_content
 
 __all__ = ["ProfileCache", "profile_cache"]
 
@@ -90,17 +88,9 @@ def profile_cache(
     """
     if folder is None or not isinstance(estimator, str):
         return ProfileCache(None)
-    first = next(named.module.parameters(), None)
     key = content_key(
-        package=version("mpsearch"),
-        model=model_fingerprint(named.module),
-        # Equal weights do not make equal models: the code may differ.
-        code=f"{type(named.module).__module__}.{type(named.module).__qualname__}\n{named.module}",
-        device=str(first.device) if first is not None else "cpu",
+        **measured_content(named.module, data, loss),
         names=[named.name, data.name],
-        data=data.fingerprint,
-        batch_size=data.batch_size,
-        loss=loss_identity(loss),
         estimator=estimator,
         settings=dict(settings),
         options=list(options),

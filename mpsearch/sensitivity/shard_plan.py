@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
+from mpsearch.models.dataset import Batch
 from mpsearch.sensitivity.protocol import ScoringTask
 
-__all__ = ["Cell", "batches_of", "cells", "forward_flops"]
+__all__ = ["Cell", "batches_of", "cells", "forward_flops", "some_batches"]
 
 SMALLEST = 5e8
 """Floating-point operations below which a shard is not worth its file: some hundredths of a second
@@ -77,6 +79,19 @@ def batches_of(task: ScoringTask) -> int:
         The number of batches, the last of which may be smaller.
     """
     return -(-len(task.data) // task.data.batch_size)
+
+
+def some_batches(task: ScoringTask, numbers: range) -> Iterator[Batch]:
+    """Draw some batches of a task's data.
+
+    Args:
+        task: Its data.
+        numbers: Numbers of the batches, one after the other.
+
+    Returns:
+        The batches, in their order.
+    """
+    return islice(task.data.batches(), numbers.start, numbers.stop)
 
 
 def forward_flops(task: ScoringTask) -> float:

@@ -12,14 +12,12 @@ from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mpsearch.errors import DependencyError
-from mpsearch.models.fingerprint import model_fingerprint
 from mpsearch.progress import Progress
-from mpsearch.sensitivity.content import content_key, loss_identity
+from mpsearch.sensitivity.content import content_key, measured_content
 from mpsearch.sensitivity.protocol import ScoringTask
 from mpsearch.sensitivity.shard_files import Arrays, read_shard, write_shard
 from mpsearch.sensitivity.shard_payload import (
@@ -132,17 +130,8 @@ class ShardRunner:
     def _identity(self) -> str:
         """Name what all shards of the task depend on."""
         task = self._task
-        model = task.model
-        first = next(model.parameters(), None)
         return content_key(
-            package=version("mpsearch"),
-            model=model_fingerprint(model),
-            # Equal weights do not make equal models: the code may differ.
-            code=f"{type(model).__module__}.{type(model).__qualname__}\n{model}",
-            device=str(first.device) if first is not None else "cpu",
-            data=task.data.fingerprint,
-            batch_size=task.data.batch_size,
-            loss=loss_identity(task.loss),
+            **measured_content(task.model, task.data, task.loss),
             ranges=sorted((name, repr(found)) for name, found in task.ranges.items()),
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from mpsearch.losses import Loss, mean_of
 from mpsearch.sensitivity.protocol import ScoringTask
 from mpsearch.sensitivity.shard_files import Arrays
 from mpsearch.sensitivity.shard_payload import ShardContext
-from mpsearch.sensitivity.shard_plan import Cell, batches_of, cells, forward_flops
+from mpsearch.sensitivity.shard_plan import Cell, batches_of, cells, forward_flops, some_batches
 from mpsearch.sensitivity.sharding import Work, run_shards
 
 __all__ = ["Measured", "measure_choices", "measure_outputs"]
@@ -154,7 +153,7 @@ def _meter(context: ShardContext, shard: _Choices) -> tuple[AllocationMeter, _Ou
         context.kept.clear()
         task, batches = context.task, shard.batches
         outputs = _Outputs(task.loss, shard.inputs - batches.start * task.data.batch_size)
-        data = list(islice(task.data.batches(), batches.start, batches.stop))
+        data = list(some_batches(task, batches))
         limit = DEFAULT_PREFIX_MEMORY if task.memory_limit is None else task.memory_limit // 2
         meter = AllocationMeter(task.quantizer, data, outputs.loss, memory_limit=limit)
         context.kept[key] = meter, outputs
