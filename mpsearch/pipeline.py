@@ -13,6 +13,7 @@ from mpsearch.allocating import (
     as_profile,
     check_match,
 )
+from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.hardware.lookup import Hardware, as_hardware
 from mpsearch.hardware.pricing import price_survey
 from mpsearch.menu import Wishes, make_menu
@@ -40,6 +41,7 @@ DEFAULT_OPTIONS = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
 HardwareLike = str | Path | Hardware
 
 
+@freed_memory_kept()
 def profile(
     model: ModelLike,
     data: DataLike,
@@ -218,6 +220,7 @@ def price(
     return costs.model_copy(update={"model": record_of(named)})
 
 
+@freed_memory_kept()
 def verify(
     model: ModelLike,
     data: DataLike,

@@ -9,6 +9,7 @@ from typing import Any
 
 from mpsearch.allocating import Monotone, allocate, check_budgets
 from mpsearch.budgets import parse_budgets
+from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.hardware.lookup import as_hardware
 from mpsearch.hardware.pricing import ACTIVATION_MEMORY, EAGER_ACTIVATION_MEMORY
 from mpsearch.hardware.resources import known_resources
@@ -63,6 +64,7 @@ def search(
     return run_search(model, data, options, budget or {}, **keywords).allocation
 
 
+@freed_memory_kept()
 def run_search(
     model: ModelLike,
     data: DataLike,

@@ -11,6 +11,7 @@ from mpsearch.engine.prefix import DivergedError, Recording, record
 from mpsearch.engine.quantizer import Quantizer, refuse_quantized
 from mpsearch.errors import DataError, InputError, MpsearchError
 from mpsearch.formats import Option, parse_option
+from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.losses import Loss, Tally
 from mpsearch.models.dataset import Batch
 from mpsearch.models.inputs import hooked_module
@@ -112,6 +113,7 @@ class AllocationMeter:
         """
         return [tally.measurement() for tally in self.tally_many(choices, on_step)]
 
+    @freed_memory_kept()
     def tally_many(
         self, choices: Sequence[Choice], on_step: Callable[[int, int], None] | None = None
     ) -> list[Tally]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mpsearch.engine.meter import AllocationMeter
 from mpsearch.errors import InputError, MpsearchError
+from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.losses import Loss, as_loss
 from mpsearch.menu import Wishes
 from mpsearch.pipeline import profile
@@ -43,6 +44,7 @@ class _Grabber(Estimator):
         return build("measured_loss", {}).score(task)
 
 
+@freed_memory_kept()
 def compare_estimators(
     model: Any,  # noqa: ANN401 - as in `profile`
     data: Any,  # noqa: ANN401

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mpsearch.errors import InputError
+from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.losses import as_loss, known_losses
 from mpsearch.progress import ignore_progress
 from mpsearch.quantize import Quantizer
@@ -122,6 +123,7 @@ def lent(payload: Payload, executor: Executor) -> Iterator[Payload]:
         yield replace(payload, content=file)
 
 
+@freed_memory_kept()
 def compute_shard(content: bytes | Path, key: str, compute: Compute, shard: Any) -> Arrays:  # noqa: ANN401 - any kind of shard
     """Compute a shard in a worker.
 

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.schemas.document import write_atomically
 from mpsearch_api.execution.folders import HUB
 from mpsearch_api.execution.limits import Limits, confine
@@ -93,7 +94,8 @@ def run_child(
         if limits.network:
             os.environ["HF_HOME"] = str(assignment.cache / HUB)
         pool = None if workers is None else RelayPool(socket.socket(fileno=_WORKERS))
-        outcome = Outcome(made=tuple(target(assignment, tell, pool)))
+        with freed_memory_kept():
+            outcome = Outcome(made=tuple(target(assignment, tell, pool)))
     except BaseException as error:  # noqa: BLE001 - whatever ends the job is its outcome
         failure = failure_of(error)
         if failure.kind == "internal":
