@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -223,13 +223,14 @@ class _Terms:
         self._kept.setdefault(key, []).append(gradient.detach())
         if not self.last:
             return
-        gradients: Sequence[Tensor] = self._kept.pop(key)
+        gradients = self._kept.pop(key)
         if self._by_input:
             refuse_rows(call, self._batch, len(gradient))
         row = self._rows[call.layer]
         for column, error in enumerate(output_errors(self._task, call)):
             if error is None:
                 continue
+            gradients = [_laid_out_like(error, slope) for slope in gradients]
             for vector, slope in enumerate(gradients):
                 # The error's own memory serves for its last product.
                 product = error.mul_(slope) if slope is gradients[-1] else error * slope
@@ -238,17 +239,29 @@ class _Terms:
 
 
 def _squares(product: Tensor, _: int) -> float:
-    # Norms over one channel's positions in the tensor's own type, their sum in float64: a
+    # Norms over a piece of the memory in the tensor's own type, their sum in float64: a
     # conversion of all elements would cost as much as the layer, one norm of all loses digits.
-    norms = torch.linalg.vector_norm(_by_channel(product), dim=-1)
+    norms = torch.linalg.vector_norm(_in_pieces(product), dim=-1)
     return float(norms.double().square().sum())
 
 
 def _products(product: Tensor, batch: int) -> NDArray[np.float64]:
-    sums = _by_channel(product).sum(dim=-1).double()
+    sums = _in_pieces(product).sum(dim=-1).double()
     found: NDArray[np.float64] = sums.reshape(batch, -1).sum(dim=1).cpu().numpy()
     return found
 
 
-def _by_channel(product: Tensor) -> Tensor:
-    return product.flatten(2) if product.ndim > 2 else product
+def _in_pieces(product: Tensor) -> Tensor:
+    """View each input's elements piece by piece, as they lie in memory: a channel or a line."""
+    if product.ndim <= 2:
+        return product
+    if not product.is_contiguous() and product.is_contiguous(memory_format=torch.channels_last):
+        product = product.permute(0, 2, 3, 1)
+    return product.flatten(2)
+
+
+def _laid_out_like(error: Tensor, gradient: Tensor) -> Tensor:
+    """Copy a gradient into the memory layout of what it will be multiplied with, where unlike."""
+    if error.is_contiguous() or not error.is_contiguous(memory_format=torch.channels_last):
+        return gradient
+    return gradient.contiguous(memory_format=torch.channels_last)

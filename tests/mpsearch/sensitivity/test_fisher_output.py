@@ -83,3 +83,57 @@ def test_a_dead_layer_scores_zero_and_is_named(net, data):
 def test_wrong_settings_are_refused_with_their_value(net, data, wrong):
     with pytest.raises(mp.errors.InputError, match=str(next(iter(wrong.values())))):
         mp.profile(net, data, ["w4"], "fisher_output", **wrong)
+
+
+class Wide(nn.Module):
+    """Convolutions of so many channels that their errors are computed with channels last."""
+
+    def __init__(self, **geometry: object) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first = nn.Conv2d(3, 20, 3, padding=1)
+        self.second = nn.Conv2d(20, 24, **geometry)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, inputs):
+        return self.tail(self.second(torch.tanh(self.first(inputs))))
+
+    def tail(self, values):
+        return self.head(torch.tanh(values).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "dilation": 2},
+        {"kernel_size": (1, 3), "padding": "same", "padding_mode": "circular"},
+        {"kernel_size": 7},  # one position is left
+        {"kernel_size": 1},
+    ],
+)
+def test_wide_convolutions_score_as_by_hand(geometry):
+    net = Wide(**geometry).eval()
+    inputs, targets = torch.randn(6, 3, 7, 7), torch.arange(6) % 4
+    data = mp.DataSet("d", inputs, targets, batch_size=4)
+    values = torch.tanh(net.first(inputs)).detach()
+    hidden = net.second(values).detach().requires_grad_()
+    total = nn.functional.cross_entropy(net.tail(hidden), targets, reduction="sum")
+    (slope,) = torch.autograd.grad(total, [hidden])
+    weight = net.second.weight.detach().clone()
+    errors = []
+    for bits in (2, 5):
+        net.second.weight.data = get(f"int{bits}").fake_quantize(weight)
+        errors.append(net.second(values).detach() - hidden.detach())
+        net.second.weight.data = weight
+    products = [(slope * error).flatten(1).sum(dim=1) for error in errors]
+    squares = [float((slope * error).square().sum()) / 6 for error in errors]
+    found = mp.profile(net, data, ["w2", "w5"], "fisher_output")
+    row = found.groups.index("second")
+    assert found.loss[row] == pytest.approx(squares, rel=1e-5)
+    # The first term of taylor2 sums the same products over each input's elements.
+    terms = [
+        mp.profile(net, data, ["w2", "w5"], "taylor2", draws="exact", first_order=first).loss[row]
+        for first in ("signed", "none")
+    ]
+    assert terms[0] - terms[1] == pytest.approx([float(p.mean()) for p in products], rel=1e-4)
