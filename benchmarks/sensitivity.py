@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -104,11 +103,6 @@ def pyhessian_probes(model: nn.Module, data: mp.DataSet, probes: int) -> list[li
             ]
         )
     return found
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def against_modelopt(python: str, threads: int) -> None:

@@ -5,8 +5,9 @@
 
 Scores come from the twenty photos, without labels from the divergence to the float model; those of
 estimators that read a first-order gradient come from cross-entropy with labels, as do those of
-`fisher_output` and `taylor2` once more. Allocations at 4, 5 and 6 average weight bits are measured
-by the divergence on sixty other views. `--float` lets layers stay unquantized, at 32 bits.
+`fisher_output`, `taylor2` and `measured_loss` once more. Allocations at 4, 5 and 6 average weight
+bits are measured by the divergence on sixty other views. `--float` lets layers stay unquantized, at
+32 bits.
 `--modelopt` names a file that sensitivity_photos_modelopt.py printed; its allocations are measured
 alike.
 """
@@ -31,7 +32,8 @@ from mpsearch.sensitivity import known
 from mpsearch.sensitivity.evidence import Comparison
 
 BUDGETS = (4.0, 5.0, 6.0)
-FROM_GRADIENTS = ["gradient_deviation", "empirical_fisher", "fisher_output", "taylor2"]
+FROM_GRADIENTS = ["gradient_deviation", "empirical_fisher"]
+ALSO_WITH_LABELS = ["fisher_output", "taylor2", "measured_loss"]
 TOO_LONG = {"hessian_top_eigenvalue"}
 """Fifty layers times up to thirty Hessian-vector products, an hour and more."""
 
@@ -101,11 +103,9 @@ def main() -> None:
         peers(chosen.modelopt, model, data, chosen.float)
     common = {"cache_dir": chosen.cache}
     for name in names:
-        if name not in TOO_LONG or chosen.estimators:
-            alone = name if name not in FROM_GRADIENTS[:2] else None
-            if alone:
-                show(compared(model, data, menu, [name], loss="kl_to_float", **common), "")
-    for name in FROM_GRADIENTS:
+        if (name not in TOO_LONG or chosen.estimators) and name not in FROM_GRADIENTS:
+            show(compared(model, data, menu, [name], loss="kl_to_float", **common), "")
+    for name in FROM_GRADIENTS + ALSO_WITH_LABELS:
         if name in names:
             found = compared(model, data, menu, [name], loss="cross_entropy", **common)
             show(found, ", labels")
