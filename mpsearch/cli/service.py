@@ -88,6 +88,7 @@ def submit_command(
     setting: args.SettingOption = [],  # noqa: B006
     loss: args.LossOption = None,
     samples: args.SamplesOption = None,
+    memory_limit: args.MemoryOption = None,
     hardware: args.HardwareOption = None,
     batch: args.BatchOption = None,
     context: args.ContextOption = 1,
@@ -145,6 +146,7 @@ def submit_command(
         "settings": args.settings_of(setting),
         "loss": loss,
         "samples": samples,
+        "memory_limit": args.memory_of(memory_limit),
         "hardware": hardware,
         "batch": batch,
         "context": context,

@@ -36,6 +36,7 @@ class JobFields(TypedDict, total=False):
     fix: Mapping[str, str]
     skip: Sequence[str]
     samples: int | None
+    memory_limit: str | int | None
     monotone: Literal["keep", "clamp"]
     verify: bool
     seed: int

@@ -98,6 +98,11 @@ class JobRequest(Record):
     )
     skip: list[Name] = Field(default_factory=list, max_length=4096, description="patterns")
     samples: int | None = Field(default=None, ge=1, description="score on so many inputs")
+    memory_limit: str | int | None = Field(
+        default=None,
+        description="most memory to hold beside the model, its quantized weights and the data "
+        "while layers are scored: 500MB, or B; batches are made as small as that needs",
+    )
     monotone: Literal["keep", "clamp"] = "keep"
     verify: bool = Field(default=True, description="run the answer on the model")
     seed: int = Field(default=0, ge=0, le=2**32 - 1)

@@ -17,9 +17,10 @@ from mpsearch_api.execution.port import Assignment
 from mpsearch_api.settings import Settings
 from mpsearch_api.store.port import Claim
 
-__all__ = ["Assigner", "Objects", "limits_of", "memory_of", "seconds_of"]
+__all__ = ["Assigner", "Objects", "limits_of", "memory_of", "scoring_memory_of", "seconds_of"]
 
 MIB = 2**20
+MOST_SCORING_MEMORY = 2.0**60
 
 _ID = re.compile(r"\b(?:mdl|dat)_[0-9a-z]{26}\b")
 
@@ -138,17 +139,42 @@ def memory_of(request: JobRequest, settings: Settings) -> int:
         InputError: Not an amount of memory, or too much or too little.
     """
     asked = request.execution.memory
-    amount = parse_amount("execution.memory", asked)
-    factor = UNITS["B"].get(amount.unit or "B")
-    if amount.kind != "absolute" or factor is None:
-        raise InputError(f"execution.memory {asked!r}: write an amount such as 4GiB")
-    size = amount.amount * factor
+    size = _bytes("execution.memory", asked)
     if not 64 * MIB <= size <= settings.worker_memory:
         raise InputError(
             f"execution.memory {asked} is not within 64 MiB and the "
             f"{settings.worker_memory / MIB:g} MiB that this service gives"
         )
     return int(size)
+
+
+def scoring_memory_of(request: JobRequest) -> int | None:
+    """Read how much memory scoring may hold beside the model.
+
+    Args:
+        request: The job.
+
+    Returns:
+        Bytes; None: batches stay as they are.
+
+    Raises:
+        InputError: Not a positive amount of memory.
+    """
+    asked = request.memory_limit
+    if asked is None:
+        return None
+    size = _bytes("memory_limit", asked)
+    if not 1 <= size <= MOST_SCORING_MEMORY:
+        raise InputError(f"memory_limit {asked} is not within 1 B and 1 EiB")
+    return int(size)
+
+
+def _bytes(field: str, asked: str | int) -> float:
+    amount = parse_amount(field, asked)
+    factor = UNITS["B"].get(amount.unit or "B")
+    if amount.kind != "absolute" or factor is None:
+        raise InputError(f"{field} {asked!r}: write an amount such as 4GiB")
+    return amount.amount * factor
 
 
 def seconds_of(request: JobRequest, settings: Settings) -> float:

@@ -30,6 +30,7 @@ from mpsearch.schemas.jobs import JobRequest
 from mpsearch.searching import resources_asked, run_search
 from mpsearch.smallest import Goal
 from mpsearch_api.execution.artifacts import write_artifacts
+from mpsearch_api.execution.assigning import scoring_memory_of
 from mpsearch_api.execution.child import MADE
 from mpsearch_api.execution.outcome import Made
 from mpsearch_api.execution.port import Assignment
@@ -165,6 +166,7 @@ def _profile(
             seed=request.seed,
             cache_dir=folder,
             executor=found.executor,
+            memory_limit=scoring_memory_of(request),
             on_progress=lambda told: teller(told) if told.stage == "profile" else None,
             **_settings(request),
         )

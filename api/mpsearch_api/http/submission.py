@@ -15,7 +15,7 @@ from mpsearch.menu import parse_options
 from mpsearch.schemas.jobs import JobRequest, ResolveRequest, SolverSettings
 from mpsearch.schemas.uploads import Stored
 from mpsearch.sensitivity import catalog
-from mpsearch_api.execution.assigning import memory_of
+from mpsearch_api.execution.assigning import memory_of, scoring_memory_of
 from mpsearch_api.faults import NotAllowedError
 from mpsearch_api.http.catalogue import Description
 from mpsearch_api.settings import Settings
@@ -100,6 +100,8 @@ def check_job(
         own = _resources_of(request.hardware, caller)
     _check_budget(request, own)
     _check_solver(request.solver)
+    with _at("#/memory_limit"):
+        scoring_memory_of(request)
     with _at("#/execution"):
         _check_execution(request, settings)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mpsearch as mp
-from mpsearch.models.registry import as_model
+from mpsearch.models.registry import as_data, as_model
 from mpsearch.schemas import Frontier
 from mpsearch.schemas.jobs import JobRequest
 from mpsearch_api.execution.child import MADE
@@ -102,7 +102,7 @@ def _cached(told: list[Update]) -> set[str]:
 def test_a_job_gives_the_library_s_own_answer(search) -> None:
     ended, told = search(verify=True)
     found = mp.Allocation.load(_file(ended, "allocation.json"))
-    data = mp.profile.__globals__["as_data"]("digits", samples=128, seed=0)
+    data = as_data("digits", samples=128, seed=0)
     wanted = mp.search("digits-resnet", data, MENU, {"weight_memory": "0.12x"})
     assert found.layers == wanted.layers
     assert found.status == wanted.status == "optimal"
@@ -178,6 +178,21 @@ def test_a_second_budget_uses_the_profile_again(search, tmp_path) -> None:
     third, told = search(cache_dir=own)
     assert _cached(told) == set()
     assert third.failure is None
+
+
+@pytest.mark.slow
+def test_a_memory_limit_reaches_the_scores_and_a_known_profile_serves_any_limit(
+    search, tmp_path
+) -> None:
+    asked = {"cache_dir": tmp_path / "cache", "estimator": "fisher_output"}
+    tight, told = search(**asked, memory_limit="1 kB")
+    assert _cached(told) == set()
+    assert any("the memory limit of" in text for text in _warnings(tight))
+    assert _cached(search(**asked)[1]) == {"price", "profile"}
+
+
+def _warnings(ended: Ended) -> list[str]:
+    return mp.Profile.load(_file(ended, "profile.json")).warnings
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ def test_the_same_idempotency_key_submits_once(site: Site) -> None:
         ({"solver": {"method": "magic"}}, "#/solver/method", "magic"),
         ({"execution": {"memory": "lots"}}, "#/execution", "lots"),
         ({"execution": {"memory": "1 PB"}}, "#/execution", "1 PB"),
+        ({"memory_limit": "25%"}, "#/memory_limit", "25%"),
+        ({"memory_limit": "0 B"}, "#/memory_limit", "0 B"),
         ({"budget": {}}, "#", "budget"),
         ({"modle": "x"}, "#/modle", "Extra inputs"),
     ],
