@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import mpsearch as mp
@@ -35,6 +37,21 @@ def test_activations_are_measured_as_if_substituted_by_hand(net, exact, data):
     output = nn.functional.linear(quantize(pooled["x"]), weight, net.head.bias)
     loss = float(nn.functional.cross_entropy(output, exact.targets))
     assert found.loss[row, 0] == pytest.approx(loss - reference, rel=1e-9)
+
+
+def test_gains_beyond_belief_are_warned_of():
+    net = nn.Linear(2, 2, bias=False)
+    net.weight.data = torch.tensor([[1.0, 0.45], [1.0, 0.55]])
+    # At 2 bits the small weights become 0 and 1, which makes the model sure of what it guessed.
+    few = mp.DataSet("d", torch.full((3, 2), 4.0), torch.ones(3, dtype=torch.long))
+    found = mp.profile(net, few, ["w2", "w8"], "measured_loss")
+    assert found.float_loss == pytest.approx(math.log1p(math.exp(-0.4)), rel=1e-6)
+    gain = found.float_loss - math.log1p(math.exp(-4.0))
+    (warning,) = [text for text in found.warnings if "promise" in text]
+    assert f"{gain:.3g}" in warning
+    assert f"{found.float_loss:.3g}" in warning
+    raised = mp.profile(net, few, ["w2", "w8"], "measured_loss", floor=0.0)
+    assert not any("promise" in text for text in raised.warnings)
 
 
 def test_floor_raises_small_and_negative_increases_but_not_float(net, data):
