@@ -19,10 +19,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mpsearch.errors import BudgetError, UnknownNameError
+from mpsearch.errors import BudgetError, InputError, UnknownNameError
 from mpsearch.schemas import Costs
 
-__all__ = ["GRAMMAR", "Budget", "format_amount", "limit_of", "parse_budget", "parse_budgets"]
+__all__ = [
+    "GRAMMAR",
+    "Budget",
+    "format_amount",
+    "limit_of",
+    "parse_budget",
+    "parse_budgets",
+    "parse_bytes",
+]
 
 GRAMMAR = (
     "write RESOURCE=AMOUNT, where AMOUNT is absolute with a unit (3MB, 256KiB, 2.5ms, 1.2GBOPs), "
@@ -118,6 +126,31 @@ def parse_amount(resource: str, value: str | float) -> Budget:
             raise BudgetError(f"budget {resource}={text}: a fraction is at most 100%")
         return Budget(resource, "fraction", amount / 100, "", text)
     return Budget(resource, "absolute", amount, unit, text)
+
+
+def parse_bytes(name: str, value: str | int) -> int:
+    """Read an amount of memory that is no budget.
+
+    Args:
+        name: What the amount is of, for the message.
+        value: A number with a unit of bytes, such as `2GiB`, or a number of bytes.
+
+    Returns:
+        Bytes, at least 1.
+
+    Raises:
+        InputError: Not a positive amount of bytes.
+    """
+    match = _AMOUNT.fullmatch(str(value))
+    try:
+        size = float(match[1]) * UNITS["B"][match[2] or "B"] if match else math.nan
+    except (ValueError, KeyError):
+        size = math.nan
+    if not (math.isfinite(size) and size >= 1):
+        raise InputError(
+            f"{name} {value!r}: write a number with a unit of bytes, such as 2GiB or 500MB"
+        )
+    return int(size)
 
 
 def parse_budgets(budgets: Mapping[str, str | float]) -> list[Budget]:

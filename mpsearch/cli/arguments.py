@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import string
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mpsearch.budgets import UNITS, parse_budget
+from mpsearch.budgets import parse_budget, parse_bytes
 from mpsearch.errors import BudgetError, InputError
 
 __all__ = [
@@ -307,19 +305,7 @@ def memory_of(text: str | None) -> int | None:
     Raises:
         InputError: Not a positive amount of bytes.
     """
-    if text is None:
-        return None
-    number = text.strip().rstrip(string.ascii_letters)
-    unit = text.strip()[len(number) :]
-    try:
-        amount = float(number) * UNITS["B"][unit or "B"]
-    except (ValueError, KeyError):
-        amount = math.nan
-    if not (math.isfinite(amount) and amount >= 1):
-        raise InputError(
-            f"--memory-limit {text!r}: write a number with a unit of bytes, such as 2GiB or 500MB"
-        )
-    return int(amount)
+    return None if text is None else parse_bytes("--memory-limit", text)
 
 
 def settings_of(texts: list[str]) -> dict[str, Any]:

@@ -255,13 +255,17 @@ def _in_pieces(product: Tensor) -> Tensor:
     """View each input's elements piece by piece, as they lie in memory: a channel or a line."""
     if product.ndim <= 2:
         return product
-    if not product.is_contiguous() and product.is_contiguous(memory_format=torch.channels_last):
+    if _channels_last(product):
         product = product.permute(0, 2, 3, 1)
     return product.flatten(2)
 
 
 def _laid_out_like(error: Tensor, gradient: Tensor) -> Tensor:
     """Copy a gradient into the memory layout of what it will be multiplied with, where unlike."""
-    if error.is_contiguous() or not error.is_contiguous(memory_format=torch.channels_last):
+    if not _channels_last(error):
         return gradient
     return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

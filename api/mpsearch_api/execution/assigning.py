@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from mpsearch.budgets import UNITS, parse_amount
+from mpsearch.budgets import parse_bytes
 from mpsearch.errors import InputError, UnknownNameError
 from mpsearch.hardware.device import known_devices
 from mpsearch.schemas.jobs import JobRequest
@@ -20,7 +20,7 @@ from mpsearch_api.store.port import Claim
 __all__ = ["Assigner", "Objects", "limits_of", "memory_of", "scoring_memory_of", "seconds_of"]
 
 MIB = 2**20
-MOST_SCORING_MEMORY = 2.0**60
+MOST_SCORING_MEMORY = 2**60
 
 _ID = re.compile(r"\b(?:mdl|dat)_[0-9a-z]{26}\b")
 
@@ -139,13 +139,13 @@ def memory_of(request: JobRequest, settings: Settings) -> int:
         InputError: Not an amount of memory, or too much or too little.
     """
     asked = request.execution.memory
-    size = _bytes("execution.memory", asked)
+    size = parse_bytes("execution.memory", asked)
     if not 64 * MIB <= size <= settings.worker_memory:
         raise InputError(
             f"execution.memory {asked} is not within 64 MiB and the "
             f"{settings.worker_memory / MIB:g} MiB that this service gives"
         )
-    return int(size)
+    return size
 
 
 def scoring_memory_of(request: JobRequest) -> int | None:
@@ -163,18 +163,10 @@ def scoring_memory_of(request: JobRequest) -> int | None:
     asked = request.memory_limit
     if asked is None:
         return None
-    size = _bytes("memory_limit", asked)
-    if not 1 <= size <= MOST_SCORING_MEMORY:
+    size = parse_bytes("memory_limit", asked)
+    if size > MOST_SCORING_MEMORY:
         raise InputError(f"memory_limit {asked} is not within 1 B and 1 EiB")
-    return int(size)
-
-
-def _bytes(field: str, asked: str | int) -> float:
-    amount = parse_amount(field, asked)
-    factor = UNITS["B"].get(amount.unit or "B")
-    if amount.kind != "absolute" or factor is None:
-        raise InputError(f"{field} {asked!r}: write an amount such as 4GiB")
-    return amount.amount * factor
+    return size
 
 
 def seconds_of(request: JobRequest, settings: Settings) -> float:
