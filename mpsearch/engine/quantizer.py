@@ -191,17 +191,36 @@ class Quantizer:
             ModelError: The weight holds NaN or infinite values.
         """
         site = self.sites.find(self.model, layer)
-        original = self._original(site)
-        key = (site.name, weight_format, *_state(original))
+        key = (site.name, weight_format, *_state(self._original(site)))
         known = self._weights.get(key)
         if known is None:
-            # kept for later, when gradients may be wanted, which inference tensors do not take
-            with torch.inference_mode(False), torch.no_grad(), _named(site):
-                rows = weight_format.fake_quantize(site.layout.rows(original), channel_axis=0)
-                # in memory as the float weight lies (channels last, say): the same kernels run
-                known = torch.empty_like(original).copy_(site.layout.restore(rows))
+            known = self.round_weight(layer, weight_format)
             self._weights.put(key, known)
         return known
+
+    def round_weight(self, layer: str, weight_format: Format) -> Tensor:
+        """Quantize a layer's weight anew; as `weight`, which keeps it, does.
+
+        Args:
+            layer: Name of the layer.
+            weight_format: Format of the weight.
+
+        Returns:
+            The fake-quantized weight, the caller's to change.
+
+        Raises:
+            ModelError: The weight holds NaN or infinite values.
+        """
+        site = self.sites.find(self.model, layer)
+        original = self._original(site)
+        # gradients may be wanted of it one day, which inference tensors do not take
+        with torch.inference_mode(False), torch.no_grad(), _named(site):
+            rows = weight_format.fake_quantize(site.layout.rows(original), channel_axis=0)
+            restored = site.layout.restore(rows)
+            if restored.stride() == original.stride():
+                return restored
+            # in memory as the float weight lies (channels last, say): the same kernels run
+            return torch.empty_like(original).copy_(restored)
 
     def activation(self, layer: str, activation_format: Format) -> Callable[..., Tensor]:
         """Make the function that quantizes a layer's input with its calibrated range.

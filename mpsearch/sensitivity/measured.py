@@ -223,7 +223,7 @@ def _layer_ratios(task: ScoringTask) -> Scores:
         signal[row] += float(output.double().square().sum())
         for column, error in enumerate(output_errors(task, call)):
             if error is not None:
-                noise[row, column] += float(error.double().square().sum())
+                noise[row, column] += float(error.values.double().square().sum())
 
     with torch.no_grad(), evaluation_mode(task.model), tapped(task, on_call=on_call) as taps:
         for inputs, _ in task.data.batches():

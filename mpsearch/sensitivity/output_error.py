@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 from mpsearch.formats import Format, Option
 from mpsearch.quantize import Quantizer
 from mpsearch.sensitivity.protocol import ScoringTask
+from mpsearch.sensitivity.shard_plan import batches_of
 from mpsearch.sensitivity.taps import Call, substituted
+from mpsearch.sensitivity.winograd import WinogradConvolution, suits_winograd
 
-__all__ = ["output_errors"]
+__all__ = ["OutputError", "output_errors"]
+
+Arrange = Callable[[Tensor], Tensor]
 
 LINEAR_IN_WEIGHT = (
     nn.Conv1d,
@@ -29,7 +34,22 @@ MANY_CHANNELS = 16
 """Channels of a convolution's input from which it is worth while to put them last."""
 
 
-def output_errors(task: ScoringTask, call: Call) -> Iterator[Tensor | None]:
+@dataclass(frozen=True)
+class OutputError:
+    """By how much one option changes a layer's output in one call.
+
+    Attributes:
+        values: Y_q - Y as it lies in memory: `[batch, pieces, elements]`, or `[batch, elements]`;
+            0 where a piece reaches beyond the edges of the output.
+        arranged: Puts another tensor of the output's shape into the shape of `values`; the same
+            function for all options whose errors lie alike.
+    """
+
+    values: Tensor
+    arranged: Arrange
+
+
+def output_errors(task: ScoringTask, call: Call) -> Iterator[OutputError | None]:
     """Compute by how much each option changes a layer's output in one call.
 
     Args:
@@ -37,13 +57,13 @@ def output_errors(task: ScoringTask, call: Call) -> Iterator[Tensor | None]:
         call: The call, with the layer's float input.
 
     Yields:
-        Y_q - Y for every option, in the shape of the output, not always in its memory layout; None
-        for `float`.
+        The error of every option, the caller's to change; None for `float`.
     """
     module, inputs = task.model.get_submodule(call.use), call.take()
     weight = task.quantizer.original(call.layer)
+    once = batches_of(task) == 1
     linear = isinstance(module, LINEAR_IN_WEIGHT)
-    laid_out: Tensor | None = None
+    convolve: Callable[[Tensor], OutputError] | None = None
     reference: Tensor | None = None
     rounded: dict[Format, Tensor] = {}
     for option in task.options:
@@ -51,21 +71,40 @@ def output_errors(task: ScoringTask, call: Call) -> Iterator[Tensor | None]:
             yield None
             continue
         with torch.no_grad():
-            changed = (
-                {}
-                if option.weight.is_float
-                else {"weight": task.quantizer.weight(call.layer, option.weight)}
-            )
             if option.activation.is_float and linear:
-                if laid_out is None:
-                    laid_out = _laid_out(module, inputs)
-                yield _run(module, laid_out, {"weight": changed["weight"] - weight, "bias": None})
+                if convolve is None:
+                    convolve = _of_weights(module, inputs, weight)
+                yield convolve(_weight_error(task.quantizer, call.layer, option.weight, once))
                 continue
             if reference is None:
                 reference = _run(module, inputs, {})
             if option.activation not in rounded:
                 rounded = {option.activation: _rounded(task.quantizer, call, option)}
-            yield _run(module, rounded[option.activation], changed) - reference
+            changed = (
+                {}
+                if option.weight.is_float
+                else {"weight": task.quantizer.weight(call.layer, option.weight)}
+            )
+            yield _as_it_lies(_run(module, rounded[option.activation], changed) - reference)
+
+
+def _weight_error(quantizer: Quantizer, layer: str, weight_format: Format, once: bool) -> Tensor:
+    weight = quantizer.original(layer)
+    if once:  # no other batch will ask for it: not worth keeping, and its own memory serves
+        return quantizer.round_weight(layer, weight_format).sub_(weight)
+    return quantizer.weight(layer, weight_format) - weight
+
+
+def _of_weights(
+    module: nn.Module, inputs: Tensor, weight: Tensor
+) -> Callable[[Tensor], OutputError]:
+    """Prepare an input for several errors of the weight, which the output is linear in."""
+    if isinstance(module, nn.Conv2d) and suits_winograd(module, inputs, weight):
+        winograd = WinogradConvolution(module, inputs)
+        arranged = winograd.arranged  # one object, as a bound method is not
+        return lambda error: OutputError(winograd(error), arranged)
+    laid_out = _laid_out(module, inputs)
+    return lambda error: _as_it_lies(_run(module, laid_out, {"weight": error, "bias": None}))
 
 
 def _laid_out(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -79,6 +118,20 @@ def _laid_out(module: nn.Module, inputs: Tensor) -> Tensor:
         and inputs.ndim == 4
     )
     return inputs.contiguous(memory_format=torch.channels_last) if suits else inputs
+
+
+def _as_it_lies(error: Tensor) -> OutputError:
+    last = not error.is_contiguous() and error.is_contiguous(memory_format=torch.channels_last)
+    arranged = _channels_last if last else _in_order
+    return OutputError(arranged(error), arranged)
+
+
+def _in_order(output: Tensor) -> Tensor:
+    return output if output.ndim <= 2 else output.flatten(2)
+
+
+def _channels_last(output: Tensor) -> Tensor:
+    return output.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
 
 
 def _rounded(quantizer: Quantizer, call: Call, option: Option) -> Tensor:

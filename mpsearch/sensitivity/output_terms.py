@@ -227,13 +227,16 @@ class _Terms:
         if self._by_input:
             refuse_rows(call, self._batch, len(gradient))
         row = self._rows[call.layer]
+        arranged, slopes = None, gradients
         for column, error in enumerate(output_errors(self._task, call)):
             if error is None:
                 continue
-            gradients = [_laid_out_like(error, slope) for slope in gradients]
-            for vector, slope in enumerate(gradients):
+            if error.arranged is not arranged:
+                arranged, slopes = error.arranged, [error.arranged(g) for g in gradients]
+            for vector, slope in enumerate(slopes):
                 # The error's own memory serves for its last product.
-                product = error.mul_(slope) if slope is gradients[-1] else error * slope
+                last = slope is slopes[-1]
+                product = error.values.mul_(slope) if last else error.values * slope
                 self.parts[-1][vector, :, row, column] += self._reduce(product, self._batch)
         call.release()
 
@@ -241,31 +244,11 @@ class _Terms:
 def _squares(product: Tensor, _: int) -> float:
     # Norms over a piece of the memory in the tensor's own type, their sum in float64: a
     # conversion of all elements would cost as much as the layer, one norm of all loses digits.
-    norms = torch.linalg.vector_norm(_in_pieces(product), dim=-1)
+    norms = torch.linalg.vector_norm(product, dim=-1)
     return float(norms.double().square().sum())
 
 
 def _products(product: Tensor, batch: int) -> NDArray[np.float64]:
-    sums = _in_pieces(product).sum(dim=-1).double()
+    sums = product.sum(dim=-1).double()
     found: NDArray[np.float64] = sums.reshape(batch, -1).sum(dim=1).cpu().numpy()
     return found
-
-
-def _in_pieces(product: Tensor) -> Tensor:
-    """View each input's elements piece by piece, as they lie in memory: a channel or a line."""
-    if product.ndim <= 2:
-        return product
-    if _channels_last(product):
-        product = product.permute(0, 2, 3, 1)
-    return product.flatten(2)
-
-
-def _laid_out_like(error: Tensor, gradient: Tensor) -> Tensor:
-    """Copy a gradient into the memory layout of what it will be multiplied with, where unlike."""
-    if not _channels_last(error):
-        return gradient
-    return gradient.contiguous(memory_format=torch.channels_last)
-
-
-def _channels_last(tensor: Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
