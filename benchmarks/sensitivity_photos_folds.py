@@ -14,11 +14,13 @@ that was killed goes on from DIR.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from sensitivity_photos import MENU, efficientnet_lite0, photos
+from torch import Tensor, nn
 
 import mpsearch as mp
 from mpsearch.engine.meter import AllocationMeter
@@ -38,19 +40,16 @@ def folds(count: int, number: int) -> list[np.ndarray]:
 
 
 def on_unseen(
-    model: torch.nn.Module,
-    data: mp.DataSet,
-    unseen: np.ndarray,
-    names: list[str],
+    model: nn.Module,
+    scored: mp.DataSet,
+    unseen: Iterable[Tensor],
+    names: Sequence[str],
     cache: Path | None,
 ) -> np.ndarray:
-    """Score on all photos but some and measure on those, estimators x budgets."""
-    seen = np.setdiff1d(np.arange(len(data)), unseen)
-    scored = mp.DataSet("photos seen", data.inputs[seen], batch_size=len(seen))
+    """Score on some photos and measure on batches of others, estimators x budgets."""
     costs = mp.price(model, scored, MENU, resources=["average_bits"])
-    meter = AllocationMeter(
-        Quantizer(model, {}), [(data.inputs[unseen], None)], as_loss("kl_to_float")
-    )
+    batches = [(inputs, None) for inputs in unseen]
+    meter = AllocationMeter(Quantizer(model, {}), batches, as_loss("kl_to_float"))
     found = []
     for name in names:
         profile = mp.profile(model, scored, MENU, name, loss="kl_to_float", cache_dir=cache)
@@ -61,6 +60,20 @@ def on_unseen(
             layers = {layer: parse_option(option) for layer, option in chosen.layers.items()}
             found.append(meter.measure(layers).loss)
     return np.array(found).reshape(len(names), len(BUDGETS))
+
+
+def show(losses: np.ndarray, names: Sequence[str]) -> None:
+    """Print geometric means of ratios to the first estimator; losses `[..., estimators, budgets]`.
+
+    Standard errors are over all the rest of the axes.
+    """
+    ratios = np.log(losses) - np.log(losses[..., :1, :])
+    print(f"| scores | loss on unseen photos over that of `{names[0]}` | standard error |")
+    print("|---|---:|---:|")
+    for row, name in enumerate(names[1:], 1):
+        each = ratios[..., row, :].ravel()
+        error = each.std(ddof=1) / np.sqrt(each.size)
+        print(f"| `{name}` | {np.exp(each.mean()):.2f} | {np.exp(each.mean()) * error:.2f} |")
 
 
 def main() -> None:
@@ -76,16 +89,11 @@ def main() -> None:
     names = [REFERENCE, *chosen.estimators.split(",")]
     losses = []
     for number, unseen in enumerate(folds(len(data), chosen.folds), 1):
-        losses.append(on_unseen(model, data, unseen, names, chosen.cache))
+        seen = np.setdiff1d(np.arange(len(data)), unseen)
+        scored = mp.DataSet("photos seen", data.inputs[seen], batch_size=len(seen))
+        losses.append(on_unseen(model, scored, [data.inputs[unseen]], names, chosen.cache))
         print(f"fold {number} of {chosen.folds}", flush=True)
-    ratios = np.log(np.array(losses))
-    ratios -= ratios[:, :1]
-    print(f"| scores | loss on unseen photos over that of `{REFERENCE}` | standard error |")
-    print("|---|---:|---:|")
-    for row, name in enumerate(names[1:], 1):
-        each = ratios[:, row].ravel()
-        error = each.std(ddof=1) / np.sqrt(each.size)
-        print(f"| `{name}` | {np.exp(each.mean()):.2f} | {np.exp(each.mean()) * error:.2f} |")
+    show(np.array(losses), names)
 
 
 if __name__ == "__main__":
