@@ -1,4 +1,4 @@
-"""A whole search: profile, price, allocate and verify, and what each stage produced."""
+"""A whole search: profile, price, allocate, refine and verify, and what each stage produced."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from mpsearch.allocating import Monotone, allocate, check_budgets
 from mpsearch.budgets import parse_budgets
+from mpsearch.errors import InputError
 from mpsearch.freed_memory import freed_memory_kept
 from mpsearch.hardware.lookup import as_hardware
 from mpsearch.hardware.pricing import ACTIVATION_MEMORY, EAGER_ACTIVATION_MEMORY
@@ -18,7 +19,8 @@ from mpsearch.models.fingerprint import check_model
 from mpsearch.models.registry import ModelLike
 from mpsearch.pipeline import DEFAULT_OPTIONS, NO_WISHES, HardwareLike, price, profile
 from mpsearch.preparing import DataLike, LossLike, compared_by, loaded, quantizer_for
-from mpsearch.progress import OnProgress, Progress, ignore_progress
+from mpsearch.progress import OnProgress, Progress, ignore_progress, with_time_left
+from mpsearch.refining import PartLosses, proposals_wanted, refined_allocation
 from mpsearch.schemas import Allocation, Costs, Profile
 from mpsearch.sensitivity.protocol import Estimator
 from mpsearch.smallest import Goal, smallest_allocation
@@ -84,6 +86,7 @@ def run_search(
     time_limit: float | None = None,
     monotone: Monotone = "keep",
     goal: Goal | None = None,
+    refine: int | None = None,
     verified: bool = True,
     seed: int = 0,
     device: str | None = None,
@@ -110,6 +113,9 @@ def run_search(
         time_limit: As in `allocate`.
         monotone: As in `allocate`.
         goal: Find the least use of a resource within a measured drop, instead of the least loss.
+        refine: How many allocations beside the predicted best to solve for perturbed scores and run
+            on the calibration data, in search of a better one (`refining.refine`); None: 32 for the
+            estimator `auto`, else 0.
         verified: Whether to run the answer on the model.
         seed: Seed of everything random.
         device: As in `profile`.
@@ -118,9 +124,20 @@ def run_search(
 
     Returns:
         Profile, costs and allocation.
+
+    Raises:
+        InputError: Both a goal and a refinement; any other bad input.
     """
     if budget or goal is None:
         parse_budgets(budget)
+    proposals = proposals_wanted(
+        refine, estimator if isinstance(estimator, str) else estimator.name
+    )
+    if goal is not None and refine:
+        raise InputError(
+            "refine looks for less loss within fixed budgets, a goal for the least use of a "
+            "resource: ask for one of them"
+        )
     named, dataset = loaded(model, data, device)
     check_model(named, known_profile.model if known_profile else None, "profile")
     check_model(named, known_costs.model if known_costs else None, "cost table")
@@ -160,9 +177,20 @@ def run_search(
         monotone=monotone,
     )
     criterion, compared = compared_by(loss, named.module, dataset)
-    run = AllocationRuns(quantizer_for(named.module, scores, dataset), compared, criterion)
+    quantizer = quantizer_for(named.module, scores, dataset)
+    run = AllocationRuns(quantizer, compared, criterion)
     if goal is None:
         answer = solved(budget)
+        if proposals:
+            answer = refined_allocation(
+                answer,
+                (scores, costs),
+                partial(allocate, costs=costs, budget=budget, seed=seed, monotone=monotone),
+                PartLosses(quantizer, compared, criterion),
+                proposals,
+                held_out=compared.verifies_on_held_out,
+                on_progress=with_time_left(on_progress),
+            )
     else:
         answer = smallest_allocation(
             goal, scores, costs, budget, solved, run, on_progress, monotone

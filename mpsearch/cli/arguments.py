@@ -37,6 +37,7 @@ __all__ = [
     "OptionsOption",
     "OutOption",
     "ProfileOption",
+    "RefineOption",
     "ResourcesOption",
     "SamplesOption",
     "SeedOption",
@@ -216,6 +217,16 @@ GoalOption = Annotated[
 MaxDropOption = Annotated[
     float | None,
     typer.Option("--max-drop", help="Largest measured drop of the metric: 0.01 is one point."),
+]
+RefineOption = Annotated[
+    int | None,
+    typer.Option(
+        "--refine",
+        help="Run so many allocations beside the predicted best on the calibration data, and take "
+        "one that is measurably better.",
+        min=0,
+        show_default="32 with --estimator auto, else 0",
+    ),
 ]
 ClampOption = Annotated[
     bool, typer.Option("--clamp", help="Make predicted losses monotone in cost first.")

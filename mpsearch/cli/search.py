@@ -73,6 +73,7 @@ def search_command(
     time_limit: args.TimeLimitOption = None,
     goal: args.GoalOption = None,
     max_drop: args.MaxDropOption = None,
+    refine: args.RefineOption = None,
     clamp: args.ClampOption = False,
     no_verify: args.NoVerifyOption = False,
     seed: args.SeedOption = 0,
@@ -115,6 +116,8 @@ def search_command(
             )
         if wanted is not None:
             raise InputError("--goal measures allocations, so it needs a MODEL with --data")
+        if refine:
+            raise InputError("--refine measures allocations, so it needs a MODEL with --data")
         answer = allocate(
             known_profile,
             known_costs,
@@ -167,6 +170,7 @@ def search_command(
                 time_limit=time_limit,
                 monotone=monotone,
                 goal=wanted,
+                refine=refine,
                 verified=not no_verify,
                 seed=seed,
                 device=device,

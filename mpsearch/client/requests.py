@@ -31,6 +31,7 @@ class JobFields(TypedDict, total=False):
     budget: Budgets
     goal: str | None
     max_drop: float | None
+    refine: int | None
     groups: Sequence[str]
     groups_for: str | None
     fix: Mapping[str, str]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from mpsearch.budgets import format_amount
-from mpsearch.report.tables import bits_of
+from mpsearch.report.tables import bits_of, refinement_line
 from mpsearch.schemas import Allocation, Costs, Frontier, Measurement, Profile, Verification
 
 __all__ = ["report_page"]
@@ -98,6 +98,8 @@ def _certificate(answer: Allocation) -> str:
             "smaller ones not excluded; the certificate is that of least predicted loss at this "
             "use.</p>"
         )
+    if answer.refinement is not None:
+        text += f"<p>{escape(refinement_line(answer.refinement))}.</p>"
     return text
 
 

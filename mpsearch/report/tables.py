@@ -12,7 +12,15 @@ from rich.text import Text
 
 from mpsearch.budgets import format_amount
 from mpsearch.formats import parse_option
-from mpsearch.schemas import Allocation, Costs, Frontier, Measurement, Profile, Verification
+from mpsearch.schemas import (
+    Allocation,
+    Costs,
+    Frontier,
+    Measurement,
+    Profile,
+    Refinement,
+    Verification,
+)
 
 __all__ = [
     "allocation_report",
@@ -20,6 +28,7 @@ __all__ = [
     "costs_table",
     "frontier_table",
     "profile_table",
+    "refinement_line",
     "verification_table",
 ]
 
@@ -148,7 +157,27 @@ def _certificate(allocation: Allocation) -> RenderableType:
         text.append(f", lower bound {allocation.bound:.6g}, gap {allocation.gap or 0.0:.2g}")
     by = ", ".join(filter(None, (allocation.method, allocation.solver)))
     text.append(f"  [{by}, {allocation.seconds:.3f} s]", "dim")
+    if allocation.refinement is not None:
+        text.append("\n" + refinement_line(allocation.refinement), "dim")
     return text
+
+
+def refinement_line(found: Refinement) -> str:
+    """Say what a refinement came to.
+
+    Args:
+        found: What was measured.
+
+    Returns:
+        A clause without a full stop.
+    """
+    ran = f"{found.measured} allocations run on the calibration data"
+    if found.loss_after >= found.loss_before:
+        return f"refined: {ran}, none measurably better than the predicted best"
+    return (
+        f"refined: {ran}; loss {found.loss_after:.6g} in place of {found.loss_before:.6g} of the "
+        f"predicted best, standard error of the difference {found.standard_error:.2g}"
+    )
 
 
 def verification_table(verification: Verification) -> RenderableType:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Frontier,
         FrontierPoint,
         Measurement,
+        Refinement,
         Verification,
     )
     from mpsearch.schemas.costs import Conversion, Costs, PeakStep
@@ -36,6 +37,7 @@ __all__ = [
     "ModelRecord",
     "PeakStep",
     "Profile",
+    "Refinement",
     "Verification",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
         "Frontier",
         "FrontierPoint",
         "Measurement",
+        "Refinement",
         "Verification",
     ),
     "costs": ("Conversion", "Costs", "PeakStep"),

@@ -17,6 +17,7 @@ __all__ = [
     "Frontier",
     "FrontierPoint",
     "Measurement",
+    "Refinement",
     "Verification",
 ]
 
@@ -78,6 +79,21 @@ class Verification(Record):
     seconds: float = 0.0
 
 
+class Refinement(Record):
+    """Proposals beside the predicted best, run on the calibration data."""
+
+    proposals: int = Field(description="solved for scores that were perturbed at random")
+    measured: int = Field(description="distinct allocations that were run, the predicted best too")
+    loss_before: float = Field(description="of the predicted best, measured")
+    loss_after: float = Field(
+        description="of the answer, measured: the least of those that beat the predicted best by "
+        "more than a standard error"
+    )
+    standard_error: float = Field(
+        description="of the difference, over parts of the calibration data; 0 where none was better"
+    )
+
+
 class Allocation(Document):
     """An option for every layer, with predicted loss, costs, certificate and measurement."""
 
@@ -100,6 +116,11 @@ class Allocation(Document):
     )
     max_drop: float | None = Field(
         default=None, description="largest measured drop of the metric that was asked for"
+    )
+    refinement: Refinement | None = Field(
+        default=None,
+        description="null: not asked for. Where it changed the answer, the certificate says how "
+        "far its predicted loss is from the least, and the status is `feasible`",
     )
     budgets: dict[str, BudgetUse] = Field(default_factory=dict)
     costs: dict[str, float] = Field(default_factory=dict, description="use of every resource")

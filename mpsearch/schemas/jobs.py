@@ -91,6 +91,13 @@ class JobRequest(Record):
     )
     goal: Name | None = Field(default=None, description="`min:RESOURCE`, with `max_drop`")
     max_drop: float | None = Field(default=None, ge=0, lt=1)
+    refine: int | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="how many allocations beside the predicted best to run on the calibration "
+        "data, in search of a measurably better one; null: 32 for the estimator `auto`, else 0",
+    )
     groups: list[Name] = Field(default_factory=list, max_length=1024, description="patterns")
     groups_for: Name | None = Field(default=None, description="target whose groups are proposed")
     fix: dict[Name, Name] = Field(
@@ -116,6 +123,8 @@ class JobRequest(Record):
             raise ValueError("give a budget, such as {'weight_memory': '0.25x'}, or a goal")
         if (self.goal is None) != (self.max_drop is None):
             raise ValueError("goal and max_drop belong together: min:weight_memory and 0.01")
+        if self.goal is not None and self.refine:
+            raise ValueError("refine looks for less loss within budgets, goal for less use: one")
         return self
 
 

@@ -218,13 +218,16 @@ def _choice(task: ScoringTask, columns: Sequence[int]) -> dict[str, Option]:
     }
 
 
-def proposal(task: ScoringTask, scores: Scores, fraction: float) -> list[int]:
+def proposal(
+    task: ScoringTask, scores: Scores, fraction: float, *, quickly: bool = False
+) -> list[int]:
     """Find the allocation of least predicted loss at a budget of average weight bits.
 
     Args:
         task: Layers and options.
         scores: Predicted losses.
         fraction: Of the way from the fewest to the most bits.
+        quickly: Be content with a local search where there are interactions.
 
     Returns:
         Position of each layer's option.
@@ -253,6 +256,7 @@ def proposal(task: ScoringTask, scores: Scores, fraction: float) -> list[int]:
         options=[option.name for option in task.options],
         interactions=pairs,
     )
-    solution = solve(problem, gap=gap, time_limit=20.0, seed=task.seed)
+    method = "local_search" if quickly and pairs is not None else "auto"
+    solution = solve(problem, method=method, gap=gap, time_limit=20.0, seed=task.seed)
     assert solution.indices is not None
     return [int(column) for column in solution.indices]

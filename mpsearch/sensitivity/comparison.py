@@ -14,6 +14,7 @@ from pydantic import Field
 from mpsearch.errors import DocumentError
 from mpsearch.losses import Loss
 from mpsearch.models.fingerprint import model_fingerprint
+from mpsearch.refining import DEFAULT_PROPOSALS
 from mpsearch.schemas.document import Document, Record, write_atomically
 from mpsearch.sensitivity.content import content_key, loss_identity
 from mpsearch.sensitivity.protocol import ScoringTask
@@ -162,7 +163,7 @@ def finished_rows(
         "layers": [layer.name for layer in task.layers],
         "options": [repr(option) for option in task.options],
         "ranges": sorted((name, repr(found)) for name, found in task.ranges.items()),
-        "budgets": [fractions, allocations],
+        "budgets": [fractions, allocations, DEFAULT_PROPOSALS],
         "seed": task.seed,
     }
     return FinishedRows(task.cache_dir / "comparisons", content)

@@ -19,6 +19,7 @@ from mpsearch.losses import Loss, as_loss
 from mpsearch.menu import Wishes
 from mpsearch.pipeline import profile
 from mpsearch.progress import OnProgress, Progress, ignore_progress, with_time_left
+from mpsearch.refining import PartLosses, perturbed, proposals_wanted, refine
 from mpsearch.schemas import Profile
 from mpsearch.sensitivity.auto import proposal
 from mpsearch.sensitivity.catalog import build, known
@@ -156,12 +157,18 @@ class _Measured:
         self._drawn, self._whole = _random_allocations(task, allocations)
         self._fractions = fractions
         self._meter = AllocationMeter(task.quantizer, task.data.verification_batches(), judged_by)
+        self._parts = PartLosses(task.quantizer, task.data, task.loss)
         self.float_loss = self._meter.measure({}).loss
 
     def row(self, name: str, scores: Scores, seconds: float, resumed: bool) -> EstimatorEvidence:
         """Hold scores against what was measured, and measure what they lead to."""
         single = _offered(scores.loss, self._task)
         whole = [_predicted(scores, columns) for columns in self._drawn]
+        started = time.perf_counter()
+        proposals = proposals_wanted(None, name)
+        found = [self._proposal(scores, fraction, proposals) for fraction in self._fractions]
+        if proposals and found:  # a search refines at one budget
+            seconds += (time.perf_counter() - started) / len(found)
         return EstimatorEvidence(
             estimator=name,
             seconds=seconds,
@@ -169,13 +176,33 @@ class _Measured:
             single_kendall=_defined(kendall(single, self._singles)),
             whole_spearman=_defined(spearman(whole, self._whole)),
             whole_kendall=_defined(kendall(whole, self._whole)),
-            losses=[self._outcome(scores, fraction) for fraction in self._fractions],
+            losses=[self._outcome(columns) for columns in found],
             chosen=_chosen(scores) if name == "auto" else None,
             resumed=resumed,
         )
 
-    def _outcome(self, scores: Scores, fraction: float) -> float:
-        columns = proposal(self._task, scores, fraction)
+    def _proposal(self, scores: Scores, fraction: float, proposals: int) -> list[int]:
+        """Solve, and refine as a search does."""
+        task = self._task
+        first = proposal(task, scores, fraction)
+        if not proposals or self._parts.parts < 2:
+            return first
+
+        def propose(generator: np.random.Generator) -> list[int]:
+            loss, pairs = perturbed(scores.loss, scores.interactions, generator)
+            moved = replace(scores, loss=loss, interactions=pairs)
+            return proposal(task, moved, fraction, quickly=True)
+
+        return refine(
+            first,
+            propose,
+            lambda columns: self._parts(_choice(task, columns)),
+            tuple,
+            proposals=proposals,
+            seed=task.seed,
+        ).chosen
+
+    def _outcome(self, columns: Sequence[int]) -> float:
         return self._meter.measure(_choice(self._task, columns)).loss - self.float_loss
 
 

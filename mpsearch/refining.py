@@ -1,0 +1,300 @@
+"""Measured refinement: allocations that slightly other scores would give, run on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpsearch.engine.meter import AllocationMeter
+from mpsearch.engine.quantizer import Quantizer
+from mpsearch.errors import InputError, UnsolvedError
+from mpsearch.formats import Option, parse_option
+from mpsearch.losses import Loss
+from mpsearch.models.dataset import DataSet
+from mpsearch.progress import OnProgress, Progress
+from mpsearch.schemas import Allocation, Costs, Profile, Refinement
+
+__all__ = [
+    "DEFAULT_PROPOSALS",
+    "PartLosses",
+    "Refined",
+    "perturbed",
+    "proposals_wanted",
+    "refine",
+    "refined_allocation",
+]
+
+DEFAULT_PROPOSALS = 32
+"""Proposals where nothing else is asked for and the estimator is `auto`."""
+
+SPREAD = 0.3
+"""Standard deviation of the logarithm of what scores are multiplied with."""
+
+PARTS = 20
+"""Parts of the data, about, over which the error of a difference is estimated."""
+
+LOOSE_GAP = 1e-3
+SECONDS = 2.0
+"""How closely a proposal is solved, and for how long at most."""
+
+_ONE_PART = (
+    "not refined: from a single calibration input nobody can tell what is better from chance"
+)
+
+_SAME_DATA = (
+    "the allocation was chosen among {} by measuring on the data that it is verified on, so the "
+    "loss measured there is no independent estimate; hold some data out"
+)
+
+T = TypeVar("T")
+Measure = Callable[[T], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Refined(Generic[T]):
+    """What a refinement came to.
+
+    Attributes:
+        chosen: The first allocation, or one that was measured to be better.
+        measured: Allocations that were run, the first one among them.
+        before: Measured loss of the first one.
+        after: Measured loss of the chosen one.
+        error: Standard error of the difference, over parts of the data.
+    """
+
+    chosen: T
+    measured: int
+    before: float
+    after: float
+    error: float
+
+
+def proposals_wanted(asked: int | None, estimator: str) -> int:
+    """Settle how many proposals to make.
+
+    Args:
+        asked: What the caller wants; None: what suits the estimator.
+        estimator: Its name.
+
+    Returns:
+        The number; 0 leaves the predicted best as it is.
+
+    Raises:
+        InputError: It is negative.
+    """
+    if asked is None:
+        return DEFAULT_PROPOSALS if estimator == "auto" else 0
+    if asked < 0:
+        raise InputError(f"refine={asked}: give how many proposals to measure, 0 for none")
+    return asked
+
+
+def perturbed(
+    loss: NDArray[np.float64],
+    interactions: NDArray[np.float64] | None,
+    generator: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Multiply scores with random factors, log-normal around 1.
+
+    Args:
+        loss: Groups x options.
+        interactions: (groups x options) squared, or None; multiplied with the geometric mean of the
+            factors of its two choices.
+        generator: Draws the factors.
+
+    Returns:
+        Scores as they might as well be.
+    """
+    factors = generator.lognormal(0.0, SPREAD, size=loss.shape)
+    roots = np.sqrt(factors).ravel()
+    pairs = None if interactions is None else interactions * np.outer(roots, roots)
+    return loss * factors, pairs
+
+
+def refine(
+    first: T,
+    propose: Callable[[np.random.Generator], T | None],
+    measure: Measure[T],
+    key: Callable[[T], Hashable],
+    *,
+    proposals: int,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Refined[T]:
+    """Measure proposals and take the best of those that are measurably better than the first.
+
+    Scores come from few inputs and from sums of what single changes do; where many allocations are
+    about as good by the scores, they are not by the truth. Each proposal is the best one for scores
+    that are a little off; of those that beat the first one by more than a standard error of the
+    paired difference, the one of least measured loss is taken. Without that condition the luckiest
+    of many would win: at mild budgets, where little is to be gained, it did worse on other data.
+
+    Args:
+        first: The predicted best.
+        propose: Solves with scores perturbed by a generator; None where that found nothing.
+        measure: Losses on parts of the data, of which their mean is the loss.
+        key: Tells allocations apart; each distinct one is measured once.
+        proposals: How many to make.
+        seed: Seed of the perturbations.
+        on_step: Called after every proposal with their number so far.
+
+    Returns:
+        The choice.
+    """
+    generator = np.random.default_rng(seed)
+    base = measure(first)
+    seen = {key(first)}
+    best, least, error = first, base, 0.0
+    for number in range(1, proposals + 1):
+        proposal = propose(generator)
+        if proposal is not None and key(proposal) not in seen:
+            seen.add(key(proposal))
+            found = measure(proposal)
+            spread = _error(found - base)
+            if found.mean() < least.mean() and base.mean() - found.mean() > spread:
+                best, least, error = proposal, found, spread
+        if on_step is not None:
+            on_step(number)
+    return Refined(best, len(seen), float(base.mean()), float(least.mean()), error)
+
+
+def _error(differences: NDArray[np.float64]) -> float:
+    return float(differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+class PartLosses:
+    """Measures allocations on parts of the calibration data.
+
+    Attributes:
+        parts: Their number.
+    """
+
+    def __init__(self, quantizer: Quantizer, data: DataSet, loss: Loss) -> None:
+        """Cut the data.
+
+        Args:
+            quantizer: Holds the float model and its calibrated ranges.
+            data: What the scores came from; nothing that is held out.
+            loss: The loss.
+        """
+        size = max(1, min(data.batch_size, -(-len(data) // PARTS)))
+        batches = replace(data, batch_size=size).batches()
+        self.parts = -(-len(data) // size)
+        self._meter = AllocationMeter(quantizer, batches, loss)
+
+    def __call__(self, choice: Mapping[str, Option]) -> NDArray[np.float64]:
+        """Measure one allocation.
+
+        Args:
+            choice: Layer -> option.
+
+        Returns:
+            What every part contributes, float64 `[parts]`; the mean is the loss.
+        """
+        (tally,) = self._meter.tally_many([choice])
+        sums, terms = np.array(tally.parts, dtype=np.float64).T
+        shares: NDArray[np.float64] = sums * len(sums) / terms.sum()
+        return shares
+
+
+def refined_allocation(
+    answer: Allocation,
+    scores: tuple[Profile, Costs],
+    solve: Callable[..., Allocation],
+    measure: PartLosses,
+    proposals: int,
+    *,
+    held_out: bool,
+    on_progress: OnProgress,
+) -> Allocation:
+    """Look for an allocation within the same budgets whose measured loss is less.
+
+    Args:
+        answer: The allocation of least predicted loss.
+        scores: The profile and the costs that it was solved from.
+        solve: `allocate` for a profile, with all but `method`, `gap` and `time_limit` settled.
+        measure: Losses on the calibration data.
+        proposals: How many to make.
+        held_out: Whether the answer will be verified on other data.
+        on_progress: Called after every proposal.
+
+    Returns:
+        The answer, or one that was measured to be better, with `refinement`; its certificate is
+        still that of the predicted loss, and it is `feasible` unless it is as good by that.
+    """
+    if measure.parts < 2:
+        return answer.model_copy(update={"warnings": [*answer.warnings, _ONE_PART]})
+    profile, costs = scores
+    paired = profile.interactions is not None and not set(answer.budgets) & set(costs.conversions)
+    method = "local_search" if paired else "auto"
+
+    def propose(generator: np.random.Generator) -> Allocation | None:
+        loss, pairs = perturbed(profile.loss, profile.interactions, generator)
+        moved = profile.model_copy(update={"loss": loss, "interactions": pairs})
+        try:
+            return solve(moved, method=method, gap=LOOSE_GAP, time_limit=SECONDS)
+        except UnsolvedError:  # not within so short a time; others are
+            return None
+
+    found = refine(
+        answer,
+        propose,
+        lambda allocation: measure(
+            {layer: parse_option(option) for layer, option in allocation.layers.items()}
+        ),
+        lambda allocation: tuple(allocation.groups.items()),
+        proposals=proposals,
+        seed=answer.seed,
+        on_step=lambda done: on_progress(Progress("solve", done, proposals, "measured proposals")),
+    )
+    record = Refinement(
+        proposals=proposals,
+        measured=found.measured,
+        loss_before=found.before,
+        loss_after=found.after,
+        standard_error=found.error,
+    )
+    if found.chosen is answer:
+        return answer.model_copy(update={"refinement": record})
+    return _put_in(found.chosen, answer, scores, record, held_out=held_out)
+
+
+def _put_in(
+    chosen: Allocation,
+    answer: Allocation,
+    scores: tuple[Profile, Costs],
+    record: Refinement,
+    *,
+    held_out: bool,
+) -> Allocation:
+    """Give a proposal, which was solved for perturbed scores, its place in the true problem."""
+    profile, costs = scores
+    columns = [profile.options.index(chosen.groups[group]) for group in profile.groups]
+    predicted = profile.predicted(columns)
+    bound = answer.bound if answer.monotone == "keep" else None  # a bound on clamped losses
+    gap = None
+    if bound is not None:
+        scale = max(abs(predicted), abs(bound))
+        gap = max(0.0, (predicted - bound) / scale) if scale else 0.0
+    as_good = answer.monotone == "keep" and predicted <= answer.objective
+    note = [] if held_out else [_SAME_DATA.format(record.measured)]
+    refined = answer.model_copy(
+        update={
+            "layers": chosen.layers,
+            "groups": chosen.groups,
+            "budgets": chosen.budgets,
+            "costs": chosen.costs,
+            "objective": predicted,
+            "predicted_loss": predicted,
+            "bound": bound,
+            "gap": gap,
+            "status": answer.status if as_good else "feasible",
+            "refinement": record,
+            "warnings": [*answer.warnings, *note],
+        }
+    )
+    return refined.solved_from(profile, costs)
