@@ -34,6 +34,9 @@ DEFAULT_PROPOSALS = 32
 SPREAD = 0.3
 """Standard deviation of the logarithm of what scores are multiplied with."""
 
+WIDER, WIDEST = 1.1, 1.0
+"""What that is multiplied with after a proposal that is known already, and where it ends."""
+
 PARTS = 20
 """Parts of the data, about, over which the error of a difference is estimated."""
 
@@ -97,6 +100,7 @@ def perturbed(
     loss: NDArray[np.float64],
     interactions: NDArray[np.float64] | None,
     generator: np.random.Generator,
+    spread: float = SPREAD,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Multiply scores with random factors, log-normal around 1.
 
@@ -105,11 +109,12 @@ def perturbed(
         interactions: (groups x options) squared, or None; multiplied with the geometric mean of the
             factors of its two choices.
         generator: Draws the factors.
+        spread: Standard deviation of their logarithms.
 
     Returns:
         Scores as they might as well be.
     """
-    factors = generator.lognormal(0.0, SPREAD, size=loss.shape)
+    factors = generator.lognormal(0.0, spread, size=loss.shape)
     roots = np.sqrt(factors).ravel()
     pairs = None if interactions is None else interactions * np.outer(roots, roots)
     return loss * factors, pairs
@@ -117,7 +122,7 @@ def perturbed(
 
 def refine(
     first: T,
-    propose: Callable[[np.random.Generator], T | None],
+    propose: Callable[[np.random.Generator, float], T | None],
     measure: Measure[T],
     key: Callable[[T], Hashable],
     *,
@@ -135,7 +140,8 @@ def refine(
 
     Args:
         first: The predicted best.
-        propose: Solves with scores perturbed by a generator; None where that found nothing.
+        propose: Solves with scores perturbed by a generator and a spread, which is wider the longer
+            nothing new was proposed; None where that found nothing.
         measure: Losses on parts of the data, of which their mean is the loss.
         key: Tells allocations apart; each distinct one is measured once.
         proposals: How many to make.
@@ -148,22 +154,27 @@ def refine(
     generator = np.random.default_rng(seed)
     base = measure(first)
     seen = {key(first)}
-    best, least, error = first, base, 0.0
+    best, least, error, spread = first, base, 0.0, SPREAD
     for number in range(1, proposals + 1):
-        proposal = propose(generator)
-        if proposal is not None and key(proposal) not in seen:
+        proposal = propose(generator, spread)
+        if proposal is None or key(proposal) in seen:
+            spread = min(WIDEST, spread * WIDER)
+        else:
             seen.add(key(proposal))
+            spread = SPREAD
             found = measure(proposal)
-            spread = _error(found - base)
-            if found.mean() < least.mean() and base.mean() - found.mean() > spread:
-                best, least, error = proposal, found, spread
+            difference = base - found
+            if np.isfinite(difference).all():  # else the model diverges
+                uncertain = _error(difference)
+                if found.mean() < least.mean() and difference.mean() > uncertain:
+                    best, least, error = proposal, found, uncertain
         if on_step is not None:
             on_step(number)
     return Refined(best, len(seen), float(base.mean()), float(least.mean()), error)
 
 
-def _error(differences: NDArray[np.float64]) -> float:
-    return float(differences.std(ddof=1) / np.sqrt(len(differences)))
+def _error(difference: NDArray[np.float64]) -> float:
+    return float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 class PartLosses:
@@ -232,8 +243,8 @@ def refined_allocation(
     paired = profile.interactions is not None and not set(answer.budgets) & set(costs.conversions)
     method = "local_search" if paired else "auto"
 
-    def propose(generator: np.random.Generator) -> Allocation | None:
-        loss, pairs = perturbed(profile.loss, profile.interactions, generator)
+    def propose(generator: np.random.Generator, spread: float) -> Allocation | None:
+        loss, pairs = perturbed(profile.loss, profile.interactions, generator, spread)
         moved = profile.model_copy(update={"loss": loss, "interactions": pairs})
         try:
             return solve(moved, method=method, gap=LOOSE_GAP, time_limit=SECONDS)

@@ -171,6 +171,8 @@ def refinement_line(found: Refinement) -> str:
     Returns:
         A clause without a full stop.
     """
+    if found.measured == 1:
+        return f"refined: all {found.proposals} proposals were the predicted best itself"
     ran = f"{found.measured} allocations run on the calibration data"
     if found.loss_after >= found.loss_before:
         return f"refined: {ran}, none measurably better than the predicted best"

@@ -188,8 +188,8 @@ class _Measured:
         if not proposals or self._parts.parts < 2:
             return first
 
-        def propose(generator: np.random.Generator) -> list[int]:
-            loss, pairs = perturbed(scores.loss, scores.interactions, generator)
+        def propose(generator: np.random.Generator, spread: float) -> list[int]:
+            loss, pairs = perturbed(scores.loss, scores.interactions, generator, spread)
             moved = replace(scores, loss=loss, interactions=pairs)
             return proposal(task, moved, fraction, quickly=True)
 

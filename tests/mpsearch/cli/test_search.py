@@ -130,6 +130,22 @@ def test_the_smallest_model_within_a_drop_is_found_and_measured(run, out: Path) 
     assert result.json["costs"]["weight_memory"] < 0.12 * 4 * 77000
 
 
+def test_saved_scores_are_refined_on_the_model_and_only_there(run, tmp_path: Path) -> None:
+    menu = ["digits-resnet", "-d", "digits", "--options", "w2,w3,w4,w8"]
+    assert run("profile", *menu, "-e", "variance", "--out", tmp_path / "p.json").code == 0
+    assert run("price", *menu, "--out", tmp_path / "c.json").code == 0
+    saved = ["--profile", tmp_path / "p.json", "--costs", tmp_path / "c.json"]
+    asked = [*saved, "-b", "average_bits=3", "--refine", "8"]
+    refused = run("search", *asked)
+    assert (refused.code, "needs a MODEL" in refused.message) == (2, True)
+    found = run("search", "digits-resnet", "-d", "digits", *asked, "--json")
+    assert found.code == 0
+    record = found.json["refinement"]
+    assert record["loss_after"] < record["loss_before"]
+    assert found.json["status"] == "feasible"
+    assert f"loss {record['loss_after']:.6g} in place of" in found.message
+
+
 def test_a_smallest_allocation_says_what_was_not_proven(run, out: Path) -> None:
     result = run(
         "search", "digits-resnet", "-d", "digits", "--profile", out / "profile.json",
@@ -220,6 +236,8 @@ def test_every_estimator_runs_from_the_command_line(run, estimator: str) -> None
         ("digits-resnet -d digits -b bops=1x --max-drop 0.1", 2, "--goal"),
         ("digits-resnet -d digits --goal max:bops --max-drop 0.1", 2, "min:RESOURCE"),
         ("digits-resnet -d digits --goal min:bops", 2, "--max-drop"),
+        ("digits-resnet -d digits --goal min:bops --max-drop 0.1 --refine 4", 2, "one of them"),
+        ("digits-resnet -d digits -b bops=1x --refine -1", 2, "--refine"),
         (
             "digits-resnet -d digits -b weight_memory=0.05x -e gradient_deviation",
             3,

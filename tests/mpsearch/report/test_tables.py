@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 import mpsearch as mp
+from mpsearch.report.page import report_page
 from mpsearch.report.plots import bits_png, frontier_png
 from mpsearch.report.tables import (
     allocation_report,
@@ -15,7 +16,7 @@ from mpsearch.report.tables import (
     profile_table,
     verification_table,
 )
-from mpsearch.schemas import DataRecord, Measurement
+from mpsearch.schemas import DataRecord, Measurement, Refinement
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -45,6 +46,24 @@ def problem() -> tuple[mp.Profile, mp.Costs]:
         fixed={"weight_memory": 640.0},
     )
     return profile, costs
+
+
+@pytest.mark.parametrize(
+    ("measured", "after", "words"),
+    [
+        (9, 0.25, "9 allocations run on the calibration data; loss 0.25 in place of 0.5"),
+        (9, 0.5, "none measurably better"),
+        (1, 0.5, "all 8 proposals were the predicted best itself"),
+    ],
+)
+def test_a_report_says_what_a_refinement_came_to(problem, measured, after, words) -> None:
+    found = Refinement(
+        proposals=8, measured=measured, loss_before=0.5, loss_after=after, standard_error=0.0625
+    )
+    answer = mp.allocate(*problem, {"weight_memory": "0.25x"})
+    answer = answer.model_copy(update={"refinement": found})
+    assert words in text_of(allocation_report(answer, *problem))
+    assert words in report_page(answer, *problem)
 
 
 def test_a_report_shows_the_certificate_the_budget_and_what_was_not_verified(problem) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 import mpsearch as mp
 from mpsearch.cli import main
+from mpsearch.refining import Refined
 from mpsearch.sensitivity import build
 from mpsearch.sensitivity.auto import most_trusted
 from mpsearch.sensitivity.evidence import Comparison
@@ -55,6 +56,26 @@ def test_losses_are_those_of_the_allocations_at_the_budgets(net, exact, data, fo
         with mp.quantized(net, choice):
             measured = nn.functional.cross_entropy(net(exact.inputs), exact.targets).item()
         assert loss == pytest.approx(measured - reference, abs=1e-9)
+
+
+def test_the_allocations_of_auto_are_refined_as_a_search_refines_them(net, data, monkeypatch):
+    asked = []
+
+    def first_but_one(first, propose, measure, key, *, proposals, seed):
+        asked.append(proposals)
+        worse = [0] * len(first)  # every layer at two bits: something else than the first
+        assert measure(worse).mean() > measure(first).mean()
+        assert len(propose(np.random.default_rng(seed), 0.3)) == len(key(first))
+        return Refined(worse, 2, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr("mpsearch.sensitivity.evidence.refine", first_but_one)
+    found = mp.compare_estimators(net, data, OPTIONS, ["pairwise", "auto"], allocations=3)
+    pairwise, auto = found.rows
+    assert asked == [32] * 3
+    with mp.quantized(net, dict.fromkeys(mp.profile(net, data, OPTIONS, "variance").groups, "w2")):
+        harsh = nn.functional.cross_entropy(net(data.inputs), data.targets).item()
+    assert auto.losses == pytest.approx([harsh - found.float_loss] * 3, abs=1e-6)
+    assert min(auto.losses) > max(pairwise.losses)
 
 
 def test_an_estimator_that_cannot_score_is_named_with_its_reason(net, data):

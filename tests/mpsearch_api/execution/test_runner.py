@@ -222,6 +222,16 @@ def test_the_smallest_within_a_drop_is_found(search) -> None:
 
 
 @pytest.mark.slow
+def test_proposals_beside_the_predicted_best_are_measured(search) -> None:
+    asked = {"options": ["w2", "w3", "w4", "w8"], "budget": {"average_bits": 3}}
+    ended, _ = search(**asked, estimator="variance", refine=8)
+    found = mp.Allocation.load(_file(ended, "allocation.json")).refinement
+    assert found.loss_before - found.loss_after > found.standard_error
+    ended, _ = search(**asked, estimator="variance")  # the profile is known, refining is not asked
+    assert mp.Allocation.load(_file(ended, "allocation.json")).refinement is None
+
+
+@pytest.mark.slow
 def test_fixed_skipped_and_grouped_layers_hold(search) -> None:
     ended, _ = search(fix={"fc": "w8a8"}, skip=["conv1"], budget={"weight_memory": "0.2x"})
     found = mp.Allocation.load(_file(ended, "allocation.json"))

@@ -71,6 +71,8 @@ def test_the_same_idempotency_key_submits_once(site: Site) -> None:
         ({"execution": {"memory": "1 PB"}}, "#/execution", "1 PB"),
         ({"memory_limit": "25%"}, "#/memory_limit", "25%"),
         ({"memory_limit": "0 B"}, "#/memory_limit", "0 B"),
+        ({"refine": -1}, "#/refine", "greater than or equal to 0"),
+        ({"refine": 4, "goal": "min:bops", "max_drop": 0.1}, "#", "refine"),
         ({"budget": {}}, "#", "budget"),
         ({"modle": "x"}, "#/modle", "Extra inputs"),
     ],
