@@ -45,21 +45,37 @@ def on_unseen(
     unseen: Iterable[Tensor],
     names: Sequence[str],
     cache: Path | None,
+    proposals: int = 0,
 ) -> np.ndarray:
-    """Score on some photos and measure on batches of others, estimators x budgets."""
+    """Score on some photos and measure on batches of others, estimators x budgets.
+
+    With proposals, the allocations of the first estimator that were refined by so many follow.
+    """
     costs = mp.price(model, scored, MENU, resources=["average_bits"])
     batches = [(inputs, None) for inputs in unseen]
     meter = AllocationMeter(Quantizer(model, {}), batches, as_loss("kl_to_float"))
+    rows = [(name, 0) for name in names] + [(names[0], proposals)] * bool(proposals)
     found = []
-    for name in names:
+    for name, refine in rows:
         profile = mp.profile(model, scored, MENU, name, loss="kl_to_float", cache_dir=cache)
         gap = 1e-6 if profile.interactions is None else 1e-3  # pairs are not proven much closer
         for bits in BUDGETS:
-            budget = {"average_bits": float(bits)}
-            chosen = mp.allocate(profile, costs, budget, gap=gap, time_limit=10.0)
+            chosen = mp.search(
+                model,
+                scored,
+                MENU,
+                {"average_bits": float(bits)},
+                loss="kl_to_float",
+                known_profile=profile,
+                known_costs=costs,
+                gap=gap,
+                time_limit=10.0,
+                refine=refine,
+                verified=False,
+            )
             layers = {layer: parse_option(option) for layer, option in chosen.layers.items()}
             found.append(meter.measure(layers).loss)
-    return np.array(found).reshape(len(names), len(BUDGETS))
+    return np.array(found).reshape(len(rows), len(BUDGETS))
 
 
 def show(losses: np.ndarray, names: Sequence[str]) -> None:

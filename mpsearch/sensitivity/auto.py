@@ -154,7 +154,10 @@ class Auto(Estimator):
                 refused[name] = f"{name}: {error}"
                 continue
             proposed[name] = [
-                [_choice(task, proposal(task, scores, fraction)) for fraction in FRACTIONS]
+                [
+                    _choice(task, proposal(task, scores, fraction, quickly=True))
+                    for fraction in FRACTIONS
+                ]
                 for scores in found
             ]
         if not proposed:
