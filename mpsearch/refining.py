@@ -195,7 +195,8 @@ class PartLosses:
         size = max(1, min(data.batch_size, -(-len(data) // PARTS)))
         batches = replace(data, batch_size=size).batches()
         self.parts = -(-len(data) // size)
-        self._meter = AllocationMeter(quantizer, batches, loss)
+        # Proposals change every layer: there is no prefix of the float model to re-use.
+        self._meter = AllocationMeter(quantizer, batches, loss, memory_limit=0)
 
     def __call__(self, choice: Mapping[str, Option]) -> NDArray[np.float64]:
         """Measure one allocation.
