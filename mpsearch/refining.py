@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -20,6 +21,7 @@ from mpsearch.schemas import Allocation, Costs, Profile, Refinement
 
 __all__ = [
     "DEFAULT_PROPOSALS",
+    "FEWEST_PARTS",
     "PartLosses",
     "Refined",
     "perturbed",
@@ -40,12 +42,17 @@ WIDER, WIDEST = 1.1, 1.0
 PARTS = 20
 """Parts of the data, about, over which the error of a difference is estimated."""
 
+FEWEST_PARTS = 5
+"""Parts without which that error says too little."""
+
 LOOSE_GAP = 1e-3
-SECONDS = 2.0
+SECONDS = 10.0
 """How closely a proposal is solved, and for how long at most."""
 
-_ONE_PART = (
-    "not refined: from a single calibration input nobody can tell what is better from chance"
+_TOO_FEW = "not refined: {} calibration inputs are too few to tell what is better from chance"
+
+_DIVERGED = (
+    "not refined: the measured loss of the predicted best is not finite, nor that of any proposal"
 )
 
 _SAME_DATA = (
@@ -64,16 +71,16 @@ class Refined(Generic[T]):
     Attributes:
         chosen: The first allocation, or one that was measured to be better.
         measured: Allocations that were run, the first one among them.
-        before: Measured loss of the first one.
-        after: Measured loss of the chosen one.
-        error: Standard error of the difference, over parts of the data.
+        before: Measured loss of the first one; None where it is not finite.
+        after: Measured loss of the chosen one; None where no loss was finite.
+        error: Standard error of the difference, over parts of the data; None where there is none.
     """
 
     chosen: T
     measured: int
-    before: float
-    after: float
-    error: float
+    before: float | None
+    after: float | None
+    error: float | None
 
 
 def proposals_wanted(asked: int | None, estimator: str) -> int:
@@ -81,7 +88,7 @@ def proposals_wanted(asked: int | None, estimator: str) -> int:
 
     Args:
         asked: What the caller wants; None: what suits the estimator.
-        estimator: Its name.
+        estimator: Name of the one that scored.
 
     Returns:
         The number; 0 leaves the predicted best as it is.
@@ -137,6 +144,7 @@ def refine(
     that are a little off; of those that beat the first one by more than a standard error of the
     paired difference, the one of least measured loss is taken. Without that condition the luckiest
     of many would win: at mild budgets, where little is to be gained, it did worse on other data.
+    Where the loss of the first one is not finite, any finite one is better.
 
     Args:
         first: The predicted best.
@@ -154,7 +162,9 @@ def refine(
     generator = np.random.default_rng(seed)
     base = measure(first)
     seen = {key(first)}
-    best, least, error, spread = first, base, 0.0, SPREAD
+    best, spread = first, SPREAD
+    error: float | None = None
+    before = after = float(base.mean()) if np.isfinite(base).all() else None
     for number in range(1, proposals + 1):
         proposal = propose(generator, spread)
         if proposal is None or key(proposal) in seen:
@@ -163,14 +173,14 @@ def refine(
             seen.add(key(proposal))
             spread = SPREAD
             found = measure(proposal)
-            difference = base - found
-            if np.isfinite(difference).all():  # else the model diverges
-                uncertain = _error(difference)
-                if found.mean() < least.mean() and difference.mean() > uncertain:
-                    best, least, error = proposal, found, uncertain
+            loss = float(found.mean())
+            if math.isfinite(loss) and (after is None or loss < after):
+                uncertain = math.nan if before is None else _error(base - found)
+                if before is None or before - loss > uncertain:
+                    best, after, error = proposal, loss, uncertain
         if on_step is not None:
             on_step(number)
-    return Refined(best, len(seen), float(base.mean()), float(least.mean()), error)
+    return Refined(best, len(seen), before, after, None if before is None else error)
 
 
 def _error(difference: NDArray[np.float64]) -> float:
@@ -195,7 +205,7 @@ class PartLosses:
         size = max(1, min(data.batch_size, -(-len(data) // PARTS)))
         batches = replace(data, batch_size=size).batches()
         self.parts = -(-len(data) // size)
-        # Proposals change every layer: there is no prefix of the float model to re-use.
+        # Proposals change about every layer: there is no prefix of the float model to re-use.
         self._meter = AllocationMeter(quantizer, batches, loss, memory_limit=0)
 
     def __call__(self, choice: Mapping[str, Option]) -> NDArray[np.float64]:
@@ -220,7 +230,7 @@ def refined_allocation(
     measure: PartLosses,
     proposals: int,
     *,
-    held_out: bool,
+    independent: bool,
     on_progress: OnProgress,
 ) -> Allocation:
     """Look for an allocation within the same budgets whose measured loss is less.
@@ -231,15 +241,16 @@ def refined_allocation(
         solve: `allocate` for a profile, with all but `method`, `gap` and `time_limit` settled.
         measure: Losses on the calibration data.
         proposals: How many to make.
-        held_out: Whether the answer will be verified on other data.
+        independent: Whether the answer will not be verified on the same data.
         on_progress: Called after every proposal.
 
     Returns:
         The answer, or one that was measured to be better, with `refinement`; its certificate is
-        still that of the predicted loss, and it is `feasible` unless it is as good by that.
+        still that of the predicted loss, and it is `feasible` unless it is as good by that. Method,
+        seconds and shadow prices stay those of the predicted best.
     """
-    if measure.parts < 2:
-        return answer.model_copy(update={"warnings": [*answer.warnings, _ONE_PART]})
+    if measure.parts < FEWEST_PARTS:
+        return _warned(answer, _TOO_FEW.format(measure.parts))
     profile, costs = scores
     paired = profile.interactions is not None and not set(answer.budgets) & set(costs.conversions)
     method = "local_search" if paired else "auto"
@@ -263,6 +274,8 @@ def refined_allocation(
         seed=answer.seed,
         on_step=lambda done: on_progress(Progress("solve", done, proposals, "measured proposals")),
     )
+    if found.after is None:
+        return _warned(answer, _DIVERGED)
     record = Refinement(
         proposals=proposals,
         measured=found.measured,
@@ -272,7 +285,12 @@ def refined_allocation(
     )
     if found.chosen is answer:
         return answer.model_copy(update={"refinement": record})
-    return _put_in(found.chosen, answer, scores, record, held_out=held_out)
+    note = () if independent else (_SAME_DATA.format(record.measured),)
+    return _warned(_put_in(found.chosen, answer, scores, record), *note)
+
+
+def _warned(answer: Allocation, *notes: str) -> Allocation:
+    return answer.model_copy(update={"warnings": [*answer.warnings, *notes]})
 
 
 def _put_in(
@@ -280,8 +298,6 @@ def _put_in(
     answer: Allocation,
     scores: tuple[Profile, Costs],
     record: Refinement,
-    *,
-    held_out: bool,
 ) -> Allocation:
     """Give a proposal, which was solved for perturbed scores, its place in the true problem."""
     profile, costs = scores
@@ -293,7 +309,6 @@ def _put_in(
         scale = max(abs(predicted), abs(bound))
         gap = max(0.0, (predicted - bound) / scale) if scale else 0.0
     as_good = answer.monotone == "keep" and predicted <= answer.objective
-    note = [] if held_out else [_SAME_DATA.format(record.measured)]
     refined = answer.model_copy(
         update={
             "layers": chosen.layers,
@@ -306,7 +321,6 @@ def _put_in(
             "gap": gap,
             "status": answer.status if as_good else "feasible",
             "refinement": record,
-            "warnings": [*answer.warnings, *note],
         }
     )
     return refined.solved_from(profile, costs)

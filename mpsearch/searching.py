@@ -114,8 +114,8 @@ def run_search(
         monotone: As in `allocate`.
         goal: Find the least use of a resource within a measured drop, instead of the least loss.
         refine: How many allocations beside the predicted best to solve for perturbed scores and run
-            on the calibration data, in search of a better one (`refining.refine`); None: 32 for the
-            estimator `auto`, else 0.
+            on the calibration data, in search of a better one (`refining.refine`); None: 32 for
+            scores of the estimator `auto`, else 0.
         verified: Whether to run the answer on the model.
         seed: Seed of everything random.
         device: As in `profile`.
@@ -130,9 +130,7 @@ def run_search(
     """
     if budget or goal is None:
         parse_budgets(budget)
-    proposals = proposals_wanted(
-        refine, estimator if isinstance(estimator, str) else estimator.name
-    )
+    proposals_wanted(refine, "")  # refuses before anything is scored
     if goal is not None and refine:
         raise InputError(
             "refine looks for less loss within fixed budgets, a goal for the least use of a "
@@ -181,6 +179,7 @@ def run_search(
     run = AllocationRuns(quantizer, compared, criterion)
     if goal is None:
         answer = solved(budget)
+        proposals = proposals_wanted(refine, scores.estimator)
         if proposals:
             answer = refined_allocation(
                 answer,
@@ -188,7 +187,7 @@ def run_search(
                 partial(allocate, costs=costs, budget=budget, seed=seed, monotone=monotone),
                 PartLosses(quantizer, compared, criterion),
                 proposals,
-                held_out=compared.verifies_on_held_out,
+                independent=compared.verifies_on_held_out or not verified,
                 on_progress=with_time_left(on_progress),
             )
     else:

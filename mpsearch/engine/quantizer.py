@@ -217,7 +217,8 @@ class Quantizer:
         with torch.inference_mode(False), torch.no_grad(), _named(site):
             rows = weight_format.fake_quantize(site.layout.rows(original), channel_axis=0)
             restored = site.layout.restore(rows)
-            if restored.stride() == original.stride():
+            own = restored.data_ptr() != original.data_ptr()  # a format may give back its input
+            if own and restored.stride() == original.stride():
                 return restored
             # in memory as the float weight lies (channels last, say): the same kernels run
             return torch.empty_like(original).copy_(restored)

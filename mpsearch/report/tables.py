@@ -172,9 +172,11 @@ def refinement_line(found: Refinement) -> str:
         A clause without a full stop.
     """
     if found.measured == 1:
-        return f"refined: all {found.proposals} proposals were the predicted best itself"
+        return f"refined: {found.proposals} proposals gave nothing but the predicted best"
     ran = f"{found.measured} allocations run on the calibration data"
-    if found.loss_after >= found.loss_before:
+    if found.loss_before is None:
+        return f"refined: {ran}; loss {found.loss_after:.6g}, where the predicted best diverges"
+    if found.standard_error is None:
         return f"refined: {ran}, none measurably better than the predicted best"
     return (
         f"refined: {ran}; loss {found.loss_after:.6g} in place of {found.loss_before:.6g} of the "

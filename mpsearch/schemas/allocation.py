@@ -84,13 +84,16 @@ class Refinement(Record):
 
     proposals: int = Field(description="solved for scores that were perturbed at random")
     measured: int = Field(description="distinct allocations that were run, the predicted best too")
-    loss_before: float = Field(description="of the predicted best, measured")
+    loss_before: float | None = Field(
+        description="of the predicted best, measured; null: not finite"
+    )
     loss_after: float = Field(
         description="of the answer, measured: the least of those that beat the predicted best by "
         "more than a standard error"
     )
-    standard_error: float = Field(
-        description="of the difference, over parts of the calibration data; 0 where none was better"
+    standard_error: float | None = Field(
+        description="of the difference, over parts of the calibration data, which does not know "
+        "that the answer is the best of several; null: no difference"
     )
 
 

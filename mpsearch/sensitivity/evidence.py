@@ -19,7 +19,7 @@ from mpsearch.losses import Loss, as_loss
 from mpsearch.menu import Wishes
 from mpsearch.pipeline import profile
 from mpsearch.progress import OnProgress, Progress, ignore_progress, with_time_left
-from mpsearch.refining import PartLosses, perturbed, proposals_wanted, refine
+from mpsearch.refining import FEWEST_PARTS, PartLosses, perturbed, proposals_wanted, refine
 from mpsearch.schemas import Profile
 from mpsearch.sensitivity.auto import proposal
 from mpsearch.sensitivity.catalog import build, known
@@ -63,6 +63,8 @@ def compare_estimators(
     on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
     """Measure how well estimators rank what quantization does to this model, and what each costs.
+
+    The allocations of `auto` are refined on the calibration data, as a search does by default.
 
     Args:
         model: As in `profile`.
@@ -182,10 +184,10 @@ class _Measured:
         )
 
     def _proposal(self, scores: Scores, fraction: float, proposals: int) -> list[int]:
-        """Solve, and refine as a search does."""
+        """Solve, and measure proposals beside the answer, as a search does by default."""
         task = self._task
         first = proposal(task, scores, fraction)
-        if not proposals or self._parts.parts < 2:
+        if not proposals or self._parts.parts < FEWEST_PARTS:
             return first
 
         def propose(generator: np.random.Generator, spread: float) -> list[int]:

@@ -39,8 +39,8 @@ class OutputError:
     """By how much one option changes a layer's output in one call.
 
     Attributes:
-        values: Y_q - Y as it lies in memory: `[batch, pieces, elements]`, or `[batch, elements]`;
-            0 where a piece reaches beyond the edges of the output.
+        values: Y_q - Y as it lies in memory: `[batch, ..., elements]`, its last axis
+            next to each other; 0 where a piece reaches beyond the edges of the output.
         arranged: Puts another tensor of the output's shape into the shape of `values`; the same
             function for all options whose errors lie alike.
     """
@@ -61,8 +61,11 @@ def output_errors(task: ScoringTask, call: Call) -> Iterator[OutputError | None]
     """
     module, inputs = task.model.get_submodule(call.use), call.take()
     weight = task.quantizer.original(call.layer)
+    if inputs.is_floating_point():
+        inputs = inputs.to(weight.dtype)  # under autocast they may be narrower
     once = batches_of(task) == 1
     linear = isinstance(module, LINEAR_IN_WEIGHT)
+    weights = sum(option.activation.is_float and not option.is_float for option in task.options)
     convolve: Callable[[Tensor], OutputError] | None = None
     reference: Tensor | None = None
     rounded: dict[Format, Tensor] = {}
@@ -73,7 +76,7 @@ def output_errors(task: ScoringTask, call: Call) -> Iterator[OutputError | None]
         with torch.no_grad():
             if option.activation.is_float and linear:
                 if convolve is None:
-                    convolve = _of_weights(module, inputs, weight)
+                    convolve = _of_weights(module, inputs, weight, weights)
                 yield convolve(_weight_error(task.quantizer, call.layer, option.weight, once))
                 continue
             if reference is None:
@@ -96,10 +99,10 @@ def _weight_error(quantizer: Quantizer, layer: str, weight_format: Format, once:
 
 
 def _of_weights(
-    module: nn.Module, inputs: Tensor, weight: Tensor
+    module: nn.Module, inputs: Tensor, weight: Tensor, weights: int
 ) -> Callable[[Tensor], OutputError]:
     """Prepare an input for several errors of the weight, which the output is linear in."""
-    if isinstance(module, nn.Conv2d) and suits_winograd(module, inputs, weight):
+    if suits_winograd(module, inputs, weight, weights):
         winograd = WinogradConvolution(module, inputs)
         arranged = winograd.arranged  # one object, as a bound method is not
         return lambda error: OutputError(winograd(error), arranged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,16 @@ __all__ = ["WinogradConvolution", "suits_winograd"]
 KERNEL = 3
 
 FEWEST_CHANNELS = 48
-"""Input and output channels from which five weights take less time than plain convolutions do."""
+"""Input and output channels from which the transforms take less time than they save (measured)."""
 
 FEWEST_TILES = 32
-"""Tiles of all inputs for the same: they share the transform of the weight."""
+"""Tiles of all inputs for the same: they share the transforms of a weight."""
+
+CACHED = 10 * 2**20
+"""Bytes of a transformed weight that a cache holds; of larger ones, tiles have to be more."""
+
+FEWEST_WEIGHTS = 3
+"""Weights for the same: they share the transform of the input."""
 
 MOST_PRODUCTS = 0.5
 """Share of a plain convolution's multiplications that may be left for the same."""
@@ -54,19 +61,24 @@ OUTPUT = {
 """Transforms along one axis by the side of a tile: F(2, 3) and F(4, 3) of Lavin and Gray."""
 
 
-def suits_winograd(module: nn.Module, inputs: Tensor, weight: Tensor) -> bool:
+def suits_winograd(
+    module: nn.Module, inputs: Tensor, weight: Tensor, weights: int
+) -> TypeGuard[nn.Conv2d]:
     """Tell whether `WinogradConvolution` computes what a module does, and sooner.
 
     Args:
         module: The layer.
         inputs: Its input.
         weight: Its weight.
+        weights: How many weights the input will be convolved with.
 
     Returns:
         True for a plain 3 x 3 convolution of stride 1 with enough channels, in float32 or float64
         on a CPU.
     """
-    if type(module) is not nn.Conv2d or "forward" in vars(module) or inputs.ndim != 4:
+    if type(module) is not nn.Conv2d or {"forward", "_conv_forward"} & vars(module).keys():
+        return False
+    if inputs.ndim != 4 or weights < FEWEST_WEIGHTS or torch.is_autocast_enabled("cpu"):
         return False
     exact = inputs.dtype == weight.dtype and inputs.dtype in {torch.float32, torch.float64}
     fits = (
@@ -83,14 +95,16 @@ def suits_winograd(module: nn.Module, inputs: Tensor, weight: Tensor) -> bool:
         return False
     side = _side(height, width)
     saves = _products(side, height, width) <= MOST_PRODUCTS * KERNEL**2 * height * width
-    return saves and len(inputs) * _tiles(side, height, width) >= FEWEST_TILES
+    transformed = (side + KERNEL - 1) ** 2 * weight[:, :, 0, 0].numel() * weight.element_size()
+    fewest = FEWEST_TILES * max(1.0, transformed / CACHED)
+    return saves and len(inputs) * _tiles(side, height, width) >= fewest
 
 
 class WinogradConvolution:
     """A 3 x 3 convolution of stride 1 whose input is transformed once for all weights.
 
     The output is cut into tiles of m x m, 4 or 2, each of which takes (m + 2)² multiplications per
-    pair of channels in place of 9 m². Outputs are `[batch, m², tiles · channels]`: for every place
+    pair of channels in place of 9 m². Outputs are `[batch, m², tiles, channels]`: for every place
     within a tile, that place of all tiles.
 
     Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"
@@ -132,7 +146,7 @@ class WinogradConvolution:
             end = (start + products.shape[1]) * channels
             torch.mm(back, products.flatten(1), out=output[:, start * channels : end])
         self._clear_beyond_edges(output, channels)
-        return output.view(places, self._batch, -1).transpose(0, 1)
+        return output.view(places, self._batch, tiles, channels).transpose(0, 1)
 
     def arranged(self, output: Tensor) -> Tensor:
         """Put a tensor of the output's shape where results of a call lie.
@@ -147,7 +161,8 @@ class WinogradConvolution:
         beyond = (0, columns * side - self._width, 0, rows * side - self._height)
         whole = functional.pad(output, beyond) if any(beyond) else output.contiguous()
         tiles = whole.view(self._batch, -1, rows, side, columns, side).permute(3, 5, 0, 2, 4, 1)
-        return tiles.reshape(side * side, self._batch, -1).transpose(0, 1)
+        arranged = tiles.reshape(side * side, self._batch, rows * columns, output.shape[1])
+        return arranged.transpose(0, 1)
 
     def _clear_beyond_edges(self, output: Tensor, channels: int) -> None:
         side = self._side
@@ -203,5 +218,6 @@ def _transformed(
 
 @functools.cache
 def _both_axes(one_axis: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
-    matrix = torch.tensor(one_axis, dtype=torch.float64)
+    # Kept for good, so not on a device that is the default only now.
+    matrix = torch.tensor(one_axis, dtype=torch.float64, device="cpu")
     return torch.kron(matrix, matrix).to(dtype)

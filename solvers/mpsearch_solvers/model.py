@@ -317,24 +317,25 @@ def _map_interactions(
     pairs = problem.interactions
     if pairs is None:
         return None, linear
-    weight = problem.goal.weights[LOSS]
-    merged: dict[tuple[int, int, int, int], float] = {}
-    for (first, second), options, loss in zip(
-        pairs.groups.tolist(), pairs.options.tolist(), pairs.loss.tolist(), strict=True
-    ):
-        for one in _model_columns(first, options[0], member, column, allowed):
-            for two in _model_columns(second, options[1], member, column, allowed):
-                a, b = int(member[first]), int(member[second])
-                if a == b:
-                    linear[a, one] += weight * loss if one == two else 0.0
-                    continue
-                key = (a, one, b, two) if a < b else (b, two, a, one)
-                merged[key] = merged.get(key, 0.0) + weight * loss
-    if not merged:
+    loss = problem.goal.weights[LOSS] * pairs.loss
+    pair, one, two = _both_columns(pairs, member, column, allowed)
+    a, b = member[pairs.groups[pair, 0]], member[pairs.groups[pair, 1]]
+    tied = (a == b) & (one == two)
+    np.add.at(linear, (a[tied], one[tied]), loss[pair[tied]])
+    apart = a != b
+    if not apart.any():
         return None, linear
-    keys = np.array(list(merged), dtype=np.intp)
-    values = np.array(list(merged.values()))
-    return Interactions(groups=keys[:, [0, 2]], options=keys[:, [1, 3]], loss=values), linear
+    width = allowed.shape[1]
+    cells = np.stack([a * width + one, b * width + two])[:, apart]
+    cells.sort(axis=0)
+    _, first, place = np.unique(
+        cells[0] * allowed.size + cells[1], return_index=True, return_inverse=True
+    )
+    sums = np.bincount(place, weights=loss[pair[apart]]).astype(np.float64)
+    order = np.argsort(first)  # as they came
+    found = cells[:, first[order]]
+    groups, options = found // width, found % width
+    return Interactions(groups.T, options.T, sums[order]), linear
 
 
 def _possible(pairs: Interactions | None, allowed: Bools) -> Interactions | None:
@@ -347,8 +348,23 @@ def _possible(pairs: Interactions | None, allowed: Bools) -> Interactions | None
     return Interactions(pairs.groups[left], pairs.options[left], pairs.loss[left])
 
 
-def _model_columns(
-    group: int, option: int, member: Ints, column: Ints, allowed: Bools
-) -> list[int]:
-    hits = (column[group] == option) & allowed[member[group]]
-    return np.flatnonzero(hits).tolist()
+def _both_columns(
+    pairs: Interactions, member: Ints, column: Ints, allowed: Bools
+) -> tuple[Ints, Ints, Ints]:
+    """List every combination of model columns in which both options of a pair are chosen.
+
+    Returns:
+        Position of the pair, and the column of its first and of its second group.
+    """
+    hits = [
+        (column[groups] == options[:, None]) & allowed[member[groups]]
+        for groups, options in zip(pairs.groups.T, pairs.options.T, strict=True)
+    ]
+    (pair, one), (other, two) = map(np.nonzero, hits)
+    counts = hits[1].sum(axis=1)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    repeats = counts[pair]
+    left = np.repeat(np.arange(len(pair)), repeats)
+    within = np.arange(len(left)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    right = starts[pair[left]] + within
+    return other[right], one[left], two[right]

@@ -15,6 +15,7 @@ from mpsearch.losses import as_loss
 from mpsearch.models.dataset import DataSet
 from mpsearch.models.digits import digits, digits_resnet
 from mpsearch.refining import PartLosses, perturbed, proposals_wanted, refine
+from mpsearch.schemas import Conversion
 
 MENU = ["w2", "w3", "w4", "w8"]
 
@@ -50,7 +51,7 @@ def test_the_least_of_the_measurably_better_is_taken():
 
 def test_luck_with_one_part_is_no_reason_to_leave_the_predicted_best():
     found, _ = refined([[4, 4, 4, 4], [6, 6, 6, -14]])
-    assert (found.chosen, found.after, found.measured) == (0, 4.0, 2)
+    assert (found.chosen, found.after, found.error, found.measured) == (0, 4.0, None, 2)
 
 
 def test_each_allocation_is_measured_once_and_failed_proposals_are_passed_over():
@@ -77,6 +78,14 @@ def test_perturbations_widen_until_something_new_is_proposed():
 def test_proposals_that_diverge_are_not_taken():
     found, _ = refined([[3, 3], [float("nan"), 1], [float("inf"), 1], [2, 2.1]])
     assert found.chosen == 3
+
+
+def test_where_the_predicted_best_diverges_any_finite_proposal_is_better():
+    nan, inf = float("nan"), float("inf")
+    found, _ = refined([[nan, 1], [inf, 1], [2, 30], [2, 2], [3, 3]])
+    assert (found.chosen, found.before, found.after, found.error) == (3, None, 2.0, None)
+    found, _ = refined([[nan, 1], [inf, 1]])
+    assert (found.chosen, found.before, found.after) == (0, None, None)
 
 
 @given(
@@ -181,14 +190,109 @@ def test_what_was_chosen_on_the_data_it_is_verified_on_says_so():
     assert any("no independent estimate" in text for text in found.warnings)
 
 
-def test_a_single_input_shows_no_error_and_is_not_refined_on():
+def test_few_inputs_show_no_error_and_are_not_refined_on():
     data = digits()
-    data = DataSet("d", data.inputs[:1], data.targets[:1])
+    data = DataSet("d", data.inputs[:4], data.targets[:4])
     found = mp.search(
         "digits-resnet", data, MENU, {"average_bits": 3}, estimator="kurtosis", refine=4
     )
     assert found.refinement is None
-    assert any("single calibration input" in text for text in found.warnings)
+    assert any("4 calibration inputs are too few" in text for text in found.warnings)
+
+
+class Touchy(nn.Module):
+    """Its output is not finite where the first layer has no more than two bits."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, inputs):
+        broken = self.first.weight.unique().numel() <= 3 * 8  # codes -1, 0, 1 of every channel
+        return self.second(self.first(inputs)) * (float("inf") if broken else 1.0)
+
+
+@pytest.mark.parametrize(("menu", "rescued"), [(["w2", "w4", "w8"], True), (["w2"], False)])
+def test_an_allocation_that_diverges_is_exchanged_for_one_that_does_not(menu, rescued):
+    torch.manual_seed(0)
+    net, inputs = Touchy().eval(), torch.randn(40, 6)
+    profile = mp.Profile.from_arrays(
+        [[0.01, 0.011, 0.012][: len(menu)], [1.0, 0.01, 0.0][: len(menu)]],
+        groups=["first", "second"],
+        options=menu,
+    )
+    asked = {
+        "budget": {"average_bits": 12},
+        "known_profile": profile,
+        "loss": "mse",
+        "refine": 40,
+        "verified": False,
+    }
+    found = mp.search(net, (inputs, torch.zeros(40, 3)), menu, **asked)
+    if rescued:
+        assert found.layers["first"] != "w2"
+        assert found.refinement.loss_before is None
+        assert found.refinement.standard_error is None
+        assert not any("no independent estimate" in text for text in found.warnings)
+    else:
+        assert found.refinement is None
+        assert any("not finite" in text for text in found.warnings)
+
+
+@pytest.mark.parametrize("case", ["clamp", "conversions", "groups and fixed", "float"])
+def test_budgets_and_wishes_hold_in_refined_answers(case):
+    from mpsearch.menu import Wishes
+
+    data = digits()
+    data = DataSet("d", data.inputs[:200], data.targets[:200])
+    menu = [*MENU, "float"] if case == "float" else MENU
+    asked = {"estimator": "orthogonality", "refine": 8, "verified": False}
+    budget = {"average_bits": 3.5}
+    if case == "clamp":
+        asked["monotone"] = "clamp"
+    if case == "groups and fixed":
+        asked["wishes"] = Wishes(group=["layer1.*"], fix={"fc": "w8"})
+    if case == "conversions":
+        costs = mp.price("digits-resnet", data, menu)
+        pairs = [
+            Conversion(
+                groups=(costs.groups[0], costs.groups[1]),
+                first=[option],
+                second=[other for other in menu if other != option],
+                cost=500.0,
+            )
+            for option in menu
+        ]
+        asked["known_costs"] = costs.model_copy(update={"conversions": {"weight_memory": pairs}})
+        budget = {"weight_memory": "0.11x"}
+    found = mp.search("digits-resnet", data, menu, budget, **asked)
+    assert found.refinement.loss_after < found.refinement.loss_before
+    profile, costs = found.origin
+    columns = np.array([menu.index(found.groups[group]) for group in profile.groups])
+    ((resource, use),) = found.budgets.items()
+    assert use.usage == pytest.approx(costs.usage(resource, columns))
+    assert use.usage <= use.limit
+    assert found.predicted_loss == profile.predicted(columns.tolist())
+    if case == "clamp":
+        assert (found.bound, found.gap) == (None, None)
+    else:
+        assert found.bound <= found.objective
+    if case == "groups and fixed":
+        assert found.layers["fc"] == "w8"
+        assert found.layers["layer1.0.conv1"] == found.layers["layer1.0.conv2"]
+
+
+def test_scores_of_auto_are_refined_wherever_they_come_from():
+    data = digits()
+    data = DataSet("d", data.inputs[:60], data.targets[:60])
+    profile = mp.profile("digits-resnet", data, MENU, "variance")
+    asked = {"budget": {"average_bits": 3}, "verified": False}
+    of_auto = profile.model_copy(update={"estimator": "auto"})
+    found = mp.search("digits-resnet", data, MENU, known_profile=of_auto, **asked)
+    assert found.refinement.proposals == 32
+    found = mp.search("digits-resnet", data, MENU, known_profile=profile, estimator="auto", **asked)
+    assert found.refinement is None
 
 
 def test_only_auto_refines_unasked():

@@ -206,7 +206,6 @@ def _solve(
         found.data,
         request.options,
         request.budget,
-        estimator=request.estimator,
         known_profile=scores,
         known_costs=costs,
         loss=request.loss,

@@ -12,6 +12,7 @@ from nicegui.events import ValueChangeEventArguments
 
 from mpsearch.errors import MpsearchError
 from mpsearch.formats import parse_option
+from mpsearch.report.tables import refinement_line
 from mpsearch.schemas import Allocation, Costs, Frontier, Profile
 from mpsearch.schemas.jobs import Job
 from mpsearch_api.page.charts import bits_figure, frontier_figure, measured_figure
@@ -185,8 +186,10 @@ class Answer:
         within = "" if asked is None else f"within {_amount(asked.limit, unit)}: "
         use = _amount(shown.costs.get(self.frontier.resource, float("nan")), unit)
         proof = f", gap {shown.gap:.1e}" if shown.gap else ""
+        refined = f"; {refinement_line(shown.refinement)}" if shown.refinement else ""
         self.words.set_text(
-            f"{within}{shown.status}{proof}, uses {use}, predicted loss {shown.predicted_loss:+.4g}"
+            f"{within}{shown.status}{proof}, uses {use}, predicted loss "
+            f"{shown.predicted_loss:+.4g}{refined}"
         )
         self.curve.update_figure(frontier_figure(self.frontier, shown))
         self.bits.update_figure(bits_figure(shown, self.profile))

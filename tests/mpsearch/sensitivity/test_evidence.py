@@ -66,7 +66,7 @@ def test_the_allocations_of_auto_are_refined_as_a_search_refines_them(net, data,
         worse = [0] * len(first)  # every layer at two bits: something else than the first
         assert measure(worse).mean() > measure(first).mean()
         assert len(propose(np.random.default_rng(seed), 0.3)) == len(key(first))
-        return Refined(worse, 2, 0.0, 0.0, 0.0)
+        return Refined(worse, 2, 0.0, 0.0, None)
 
     monkeypatch.setattr("mpsearch.sensitivity.evidence.refine", first_but_one)
     found = mp.compare_estimators(net, data, OPTIONS, ["pairwise", "auto"], allocations=3)

@@ -92,7 +92,7 @@ class Padded(nn.Conv2d):
 def test_other_layers_are_left_to_torch(module):
     channels = getattr(module, "in_channels", 64)
     inputs = torch.zeros(8, channels, 16, 16, dtype=module.weight.dtype)
-    assert not suits_winograd(module, inputs, module.weight)
+    assert not suits_winograd(module, inputs, module.weight, 5)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,79 @@ def test_other_layers_are_left_to_torch(module):
 )
 def test_it_is_used_where_it_saves_time(shape, suits):
     module = convolution()
-    assert suits_winograd(module, torch.zeros(shape), module.weight) is suits
+    assert suits_winograd(module, torch.zeros(shape), module.weight, 5) is suits
+
+
+def test_few_weights_are_not_worth_the_transform_of_the_input():
+    module = convolution()
+    inputs = torch.zeros(8, 64, 16, 16)
+    assert not suits_winograd(module, inputs, module.weight, 2)
+    assert suits_winograd(module, inputs, module.weight, 3)
+
+
+def test_large_weights_need_more_tiles_than_small_ones():
+    large, small = convolution(in_channels=512, out_channels=512), convolution()
+    for count, suits in ((8, False), (32, True)):
+        assert suits_winograd(large, torch.zeros(count, 512, 7, 7), large.weight, 5) is suits
+        assert suits_winograd(small, torch.zeros(count, 64, 7, 7), small.weight, 5)
+
+
+def test_patched_convolutions_are_run_as_they_are():
+    module = convolution()
+    module._conv_forward = lambda inputs, *_: inputs
+    assert not suits_winograd(module, torch.zeros(8, 64, 16, 16), module.weight, 5)
+
+
+class Autocast(nn.Module):
+    """Computes in bfloat16 inside, whatever is outside."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(inputs).float()
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize(
+    ("estimator", "settings"), [("fisher_output", {"labels": "model"}), ("sqnr", {"at": "layer"})]
+)
+def test_autocast_is_left_to_torch(estimator, settings, outside):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(48, 48, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4)
+    ).eval()
+    data = mp.DataSet("d", torch.randn(16, 48, 16, 16), batch_size=16)
+    options = ["w2", "w4", "w8"]
+    truth = mp.profile(net, data, options, estimator, **settings).loss
+    with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+        found = mp.profile(net if outside else Autocast(net), data, options, estimator, **settings)
+    np.testing.assert_allclose(found.loss, truth, rtol=0.2)  # bfloat16 has 8 bits
+
+
+def test_the_transforms_are_on_the_cpu_whatever_the_default_device_is():
+    winograd._both_axes.cache_clear()
+    module, inputs = convolution(), torch.randn(8, 64, 16, 16)
+    weight = module.weight.detach()
+    try:
+        torch.set_default_device("meta")
+        first = WinogradConvolution(module, inputs)(weight)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(first, WinogradConvolution(module, inputs)(weight))
+
+
+def test_squares_are_summed_as_precisely_as_float64_does():
+    # 448 x 448 places: one float32 norm over all tiles of a place would be off by 5e-5.
+    module = convolution()
+    inputs = torch.rand(1, 64, 448, 448, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = WinogradConvolution(module, inputs)(module.weight)
+        norms = torch.linalg.vector_norm(found, dim=-1)
+    total = float(norms.double().square().sum())
+    assert total == pytest.approx(float(found.double().square().sum()), rel=1e-7)
 
 
 @pytest.mark.parametrize("batch_size", [2, 16])
