@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mpsearch.schemas import Costs
 from mpsearch_solvers import Solution
+from mpsearch_solvers.method import relative_gap
 
 __all__ = ["allocate_pairs", "bounded_by_sums", "without_conversions"]
 
@@ -167,8 +168,7 @@ def _certified(best: Solution, bound: float | None, status: str = "feasible") ->
     assert best.objective is not None
     if bound is None:
         return dataclasses.replace(best, status="feasible", bound=None, gap=None)
-    largest = max(abs(best.objective), abs(bound))
-    gap = 0.0 if best.objective <= bound else (best.objective - bound) / largest
+    gap = relative_gap(best.objective, bound)
     return dataclasses.replace(best, status=status, bound=min(bound, best.objective), gap=gap)
 
 

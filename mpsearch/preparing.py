@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpsearch.engine.quantizer import refuse_quantized
+from mpsearch.engine.marking import refuse_quantized
 from mpsearch.formats import parse_option
 from mpsearch.losses import Loss, LossFunction, as_loss, with_float_outputs
 from mpsearch.models.dataset import DataSet

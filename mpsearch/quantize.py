@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from mpsearch.engine.activations import RangeRule
 from mpsearch.engine.calibration import calibrate, observe
 from mpsearch.engine.correction import correct_biases, reestimate_batchnorms
-from mpsearch.engine.quantizer import (
-    Quantizer,
-    Ranges,
-    layer_module,
-    layer_weight,
-    mark_quantized,
-    refuse_quantized,
-)
+from mpsearch.engine.marking import mark_quantized, refuse_quantized
+from mpsearch.engine.quantizer import Quantizer, Ranges, layer_module, layer_weight
 from mpsearch.errors import InputError, ModelError
 from mpsearch.formats import Format, Option, parse_option
 from mpsearch.formats.calibration import Method

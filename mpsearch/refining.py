@@ -18,6 +18,7 @@ from mpsearch.losses import Loss
 from mpsearch.models.dataset import DataSet
 from mpsearch.progress import OnProgress, Progress
 from mpsearch.schemas import Allocation, Costs, Profile, Refinement
+from mpsearch_solvers.method import relative_gap
 
 __all__ = [
     "DEFAULT_PROPOSALS",
@@ -203,8 +204,8 @@ class PartLosses:
             loss: The loss.
         """
         size = max(1, min(data.batch_size, -(-len(data) // PARTS)))
-        batches = replace(data, batch_size=size).batches()
-        self.parts = -(-len(data) // size)
+        batches = list(replace(data, batch_size=size).batches())
+        self.parts = len(batches)
         # Proposals change about every layer: there is no prefix of the float model to re-use.
         self._meter = AllocationMeter(quantizer, batches, loss, memory_limit=0)
 
@@ -304,10 +305,6 @@ def _put_in(
     columns = [profile.options.index(chosen.groups[group]) for group in profile.groups]
     predicted = profile.predicted(columns)
     bound = answer.bound if answer.monotone == "keep" else None  # a bound on clamped losses
-    gap = None
-    if bound is not None:
-        scale = max(abs(predicted), abs(bound))
-        gap = max(0.0, (predicted - bound) / scale) if scale else 0.0
     as_good = answer.monotone == "keep" and predicted <= answer.objective
     refined = answer.model_copy(
         update={
@@ -318,7 +315,7 @@ def _put_in(
             "objective": predicted,
             "predicted_loss": predicted,
             "bound": bound,
-            "gap": gap,
+            "gap": None if bound is None else relative_gap(predicted, bound),
             "status": answer.status if as_good else "feasible",
             "refinement": record,
         }

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mpsearch.engine.marking import refuse_quantized
 from mpsearch.engine.prefix import DivergedError, Recording, record
-from mpsearch.engine.quantizer import Quantizer, refuse_quantized
+from mpsearch.engine.quantizer import Quantizer
 from mpsearch.errors import DataError, InputError, MpsearchError
 from mpsearch.formats import Option, parse_option
 from mpsearch.freed_memory import freed_memory_kept

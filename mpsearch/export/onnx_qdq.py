@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from mpsearch.engine.activations import MINMAX, settled
-from mpsearch.engine.quantizer import Ranges, refuse_quantized
+from mpsearch.engine.marking import refuse_quantized
+from mpsearch.engine.quantizer import Ranges
 from mpsearch.errors import DependencyError, InputError, ModelError
 from mpsearch.export.onnx_marks import mark
 from mpsearch.formats import Format, Half, Option, Scaled, parse_option
