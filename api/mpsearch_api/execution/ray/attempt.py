@@ -62,7 +62,7 @@ def run_attempt(order: Order, mailbox: Any, key: str) -> Report:  # noqa: ANN401
         key: Name of the attempt there.
 
     Returns:
-        How it ended. Being cancelled (KeyboardInterrupt) ends the job at once.
+        How it ended. Being cancelled (KeyboardInterrupt) ends the job and its calls at once.
     """
     # How Ray cancels; where it was started in the background of a shell, SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,6 +96,7 @@ def _run(assignment: Assignment, order: Order, post: _Post) -> Report:
         executor = LocalExecutor(lambda _: limits, order.program, downloads=downloads)
         stack.callback(executor.close)
         _wait_ready(executor)
+        cancellation = _Cancellation()
         if limits.isolated:
             # What is cut off from the network must not reach it through the workers of a cluster.
             run, relay = executor.start(assignment), None
@@ -107,11 +108,12 @@ def _run(assignment: Assignment, order: Order, post: _Post) -> Report:
             with theirs:
                 run = executor.start(assignment, theirs)
         # Its files are read before its end removes them.
-        return _report(_look_after(run, relay, post))
+        return _report(_look_after(run, relay, post, cancellation))
 
 
-def _look_after(run: Run, relay: Relay | None, post: _Post) -> Ended:
+def _look_after(run: Run, relay: Relay | None, post: _Post, cancellation: _Cancellation) -> Ended:
     while True:
+        cancellation.check()
         ended = run.ended()
         # Only now, since nothing comes after its last word.
         post.tell(run.updates())
@@ -150,6 +152,22 @@ def _with_devices(limits: Limits) -> Limits:
 def _report(ended: Ended) -> Report:
     files = {each.name: File(each.media_type, each.path.read_bytes()) for each in ended.produced}
     return Report(files, ended.failure, ended.retry)
+
+
+class _Cancellation:
+    """Takes note of SIGINT, so that no call is cut off between its start and being known of."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, self._note)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if there was one."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _note(self, *_: object) -> None:
+        self._asked = True
 
 
 class _Post:

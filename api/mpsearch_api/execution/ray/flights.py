@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,14 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskE
 from mpsearch_api.execution.ray.shard import run_shard
 
 __all__ = ["Flights", "Landed", "Needs"]
+
+log = logging.getLogger(__name__)
+
+ENDING = 10.0
+"""Seconds that cancelled calls get to end; most take a tenth."""
+
+AGAIN = 1.0
+"""Seconds after which a call that has not ended is cancelled again."""
 
 RETRIES = 3
 """Starts that a call gets after its first, when its worker or node dies."""
@@ -153,14 +163,20 @@ class Flights:
         return [_landed(number, task) for number, task in ended]
 
     def close(self) -> None:
-        """End every call."""
+        """End every call, and wait until they have; one that never does is logged."""
         with self._lock:
             left = list(self._running)
             self._waiting.clear()
             self._running.clear()
             self._parcels.clear()
-        for task in left:
-            ray.cancel(task, force=True)
+        until = time.monotonic() + ENDING
+        while left and time.monotonic() < until:
+            # Ray ignores a request while an earlier one for the same task is on its way.
+            for task in left:
+                ray.cancel(task, force=True)
+            _, left = ray.wait(left, num_returns=len(left), timeout=AGAIN)
+        if left:
+            log.warning("%d calls did not end within %.0f s of being cancelled", len(left), ENDING)
 
     def _launch(self) -> None:
         while self._waiting and len(self._running) < self._most:

@@ -54,8 +54,8 @@ LOST = 20.0
 HANGS = 90.0
 """Seconds in which one call of Ray has to come back."""
 
-GRACE = 1.0
-"""Seconds that a cancelled attempt gets to tidy up."""
+GRACE = 2.0
+"""Seconds that a cancelled attempt gets to end its calls and tidy up."""
 
 WAITING = 10.0
 """Seconds after which a job is told that the cluster has no room for it."""
@@ -73,8 +73,7 @@ class _Task:
         since: When it was handed over.
         begun: Whether it has been heard of.
         warned: Whether its job was told that it waits.
-        cancelled: When it was cancelled, or None.
-        forced: Whether its process was ended.
+        cancelled: When it was last cancelled, or None.
     """
 
     order: Order
@@ -83,7 +82,6 @@ class _Task:
     begun: bool = False
     warned: bool = False
     cancelled: float | None = None
-    forced: bool = False
 
 
 class Gateway:
@@ -138,7 +136,8 @@ class Gateway:
         found = self._tasks.get(message.key)
         if found is not None and found.cancelled is None:
             found.cancelled = time.monotonic()
-            ray.cancel(found.ref, force=False, recursive=True)
+            # The attempt ends its own calls: one that Ray is asking gently cannot be forced.
+            ray.cancel(found.ref, force=False, recursive=False)
 
     def _fetch_letters(self, timeout: float = 0.0) -> None:
         if not ray.wait([self._letters], timeout=timeout)[0]:
@@ -173,8 +172,9 @@ class Gateway:
         now = time.monotonic()
         for key, task in self._tasks.items():
             if task.cancelled is not None:
-                if not task.forced and now - task.cancelled > GRACE:
-                    task.forced = True
+                if now - task.cancelled > GRACE:
+                    # Again and again: Ray ignores a request while an earlier one is on its way.
+                    task.cancelled = now
                     ray.cancel(task.ref, force=True, recursive=True)
             elif not task.begun and not task.warned and now - task.since > WAITING:
                 task.warned = True

@@ -39,6 +39,7 @@ def test_a_pool_behaves_as_executors_do_and_survives_its_workers(cluster, tmp_pa
         "error": "ValueError",
         "one object in each worker": True,
         "cancelled": True,
+        "ended": True,
         "equal": True,
         "trials": True,
     }
