@@ -36,6 +36,7 @@ def problem_of(
     Returns:
         The problem.
     """
+    pairs = profile.interactions
     rows = {}
     for resource in set(limits) & set(costs.peaks):
         cost, base = costs.peak_rows(resource)
@@ -49,21 +50,7 @@ def problem_of(
         options=profile.options,
         allowed=offered,
         rows=rows,
-        interactions=_interactions(profile, offered),
-    )
-
-
-def _interactions(profile: Profile, offered: NDArray[np.bool_]) -> Interactions | None:
-    """List the pairs of choices that cost more or less together than apart."""
-    if profile.interactions is None:
-        return None
-    width = len(profile.options)
-    usable = np.outer(offered.ravel(), offered.ravel())
-    first, second = np.nonzero(np.triu(np.where(usable, profile.interactions, 0.0), 1))
-    return Interactions(
-        groups=np.stack([first // width, second // width], axis=1),
-        options=np.stack([first % width, second % width], axis=1),
-        loss=profile.interactions[first, second],
+        interactions=None if pairs is None else Interactions.from_matrix(pairs, offered),
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from mpsearch.client.asking import Reference
 from mpsearch.client.awaiting import AsyncDriver
 from mpsearch.client.downloading import (
     ReportFormat,
@@ -17,7 +18,7 @@ from mpsearch.client.downloading import (
     report_call,
 )
 from mpsearch.client.link import connection
-from mpsearch.client.operations import Operations, Reference, problem_of
+from mpsearch.client.operations import Operations, problem_of
 from mpsearch.client.progress import job_bars
 from mpsearch.client.requests import Budgets, JobFields
 from mpsearch.client.retrying import Retries
@@ -72,8 +73,7 @@ class AsyncClient:
             timeout: Seconds between two parts of an answer or a body, and at most 10 of them for
                 connecting.
             retries: How long to try again.
-            transport: Instead of a network connection, such as `httpx2.ASGITransport` or
-                that of
+            transport: Instead of a network connection, such as `httpx2.ASGITransport` or that of
                 `in_process.app_here`.
         """
         import httpx2

@@ -11,8 +11,9 @@ from typing import Literal
 from urllib.parse import quote
 
 from mpsearch.client.answers import checked, passing
+from mpsearch.client.asking import Reference, id_of
 from mpsearch.client.errors import AnswerError
-from mpsearch.client.operations import Operations, Reference, id_of
+from mpsearch.client.operations import Operations
 from mpsearch.client.steps import Call, Flow, LinkError, call_of, in_thread, opened, read
 from mpsearch.errors import InputError
 from mpsearch.schemas.jobs import Artifact, Job

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from mpsearch.client.asking import Reference
 from mpsearch.client.blocking import Driver
 from mpsearch.client.downloading import (
     ReportFormat,
@@ -17,7 +18,7 @@ from mpsearch.client.downloading import (
     report_call,
 )
 from mpsearch.client.link import connection
-from mpsearch.client.operations import Operations, Reference, problem_of
+from mpsearch.client.operations import Operations, problem_of
 from mpsearch.client.progress import job_bars
 from mpsearch.client.requests import Budgets, JobFields
 from mpsearch.client.retrying import Retries

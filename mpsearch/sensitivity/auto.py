@@ -155,7 +155,7 @@ class Auto(Estimator):
                 continue
             proposed[name] = [
                 [
-                    _choice(task, proposal(task, scores, fraction, quickly=True))
+                    task.choice(proposal(task, scores, fraction, quickly=True))
                     for fraction in FRACTIONS
                 ]
                 for scores in found
@@ -215,12 +215,6 @@ def _folds(task: ScoringTask) -> list[tuple[NDArray[np.int64], NDArray[np.int64]
     ]
 
 
-def _choice(task: ScoringTask, columns: Sequence[int]) -> dict[str, Option]:
-    return {
-        layer.name: task.options[column] for layer, column in zip(task.layers, columns, strict=True)
-    }
-
-
 def proposal(
     task: ScoringTask, scores: Scores, fraction: float, *, quickly: bool = False
 ) -> list[int]:
@@ -239,15 +233,7 @@ def proposal(
     widths = [FLOAT_BITS if o.weight.is_float else o.weight.bits for o in task.options]
     bits = np.outer(sizes / sizes.sum(), widths)
     least, most = bits.min(axis=1).sum(), bits.max(axis=1).sum()
-    pairs = None
-    if scores.interactions is not None:
-        width = len(task.options)
-        first, second = np.nonzero(np.triu(scores.interactions, 1))
-        pairs = Interactions(
-            np.stack([first // width, second // width], axis=1),
-            np.stack([first % width, second % width], axis=1),
-            scores.interactions[first, second],
-        )
+    pairs = scores.interactions
     # Sums are solved in milliseconds; a looser gap would leave the answer to chance where many
     # allocations are about as good, and pairs are not proven much closer in the time.
     gap = 1e-6 if pairs is None else 1e-3
@@ -257,7 +243,9 @@ def proposal(
         limits={"bits": float(least + fraction * (most - least)) * (1 + 1e-12)},
         names=[layer.name for layer in task.layers],
         options=[option.name for option in task.options],
-        interactions=pairs,
+        interactions=None
+        if pairs is None
+        else Interactions.from_matrix(pairs, np.ones_like(scores.loss, dtype=np.bool_)),
     )
     method = "local_search" if quickly and pairs is not None else "auto"
     solution = solve(problem, method=method, gap=gap, time_limit=20.0, seed=task.seed)

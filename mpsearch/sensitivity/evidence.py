@@ -198,14 +198,14 @@ class _Measured:
         return refine(
             first,
             propose,
-            lambda columns: self._parts(_choice(task, columns)),
+            lambda columns: self._parts(task.choice(columns)),
             tuple,
             proposals=proposals,
             seed=task.seed,
         ).chosen
 
     def _outcome(self, columns: Sequence[int]) -> float:
-        return self._meter.measure(_choice(self._task, columns)).loss - self.float_loss
+        return self._meter.measure(self._task.choice(columns)).loss - self.float_loss
 
 
 def _own(task: ScoringTask, name: str, on_progress: OnProgress) -> ScoringTask:
@@ -242,14 +242,8 @@ def _random_allocations(
             ).tolist()
         )
     return drawn, measure_choices(
-        task, [_choice(task, columns) for columns in drawn], task.loss, "random allocations"
+        task, [task.choice(columns) for columns in drawn], task.loss, "random allocations"
     )
-
-
-def _choice(task: ScoringTask, columns: Sequence[int]) -> dict[str, Any]:
-    return {
-        layer.name: task.options[column] for layer, column in zip(task.layers, columns, strict=True)
-    }
 
 
 def _predicted(scores: Scores, columns: Sequence[int]) -> float:

@@ -66,6 +66,20 @@ class ScoringTask:
         """The distinct activation formats of the options, without `float`."""
         return list(dict.fromkeys(o.activation for o in self.options if not o.activation.is_float))
 
+    def choice(self, columns: Sequence[int]) -> dict[str, Option]:
+        """Name what positions stand for.
+
+        Args:
+            columns: Position of each layer's option.
+
+        Returns:
+            Layer -> option.
+        """
+        return {
+            layer.name: self.options[column]
+            for layer, column in zip(self.layers, columns, strict=True)
+        }
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpsearch_solvers.decomposition_search import NAME, NODES, Search, Settings
+from mpsearch_solvers.decomposition_search import NODES, Search, Settings
 from mpsearch_solvers.method import Outcome, Run
 from mpsearch_solvers.model import Model
 from mpsearch_solvers.presolve import Presolve, prepare
+from mpsearch_solvers.proof import NAME
 
 # Partial choices per half: small lists first, since most problems need no more.
 _SIZES = (2_000, 30_000, 300_000)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from mpsearch_solvers.greedy import Greedy
 from mpsearch_solvers.lagrangian import Knapsack
 from mpsearch_solvers.listing import halve, list_half, list_pairs
 from mpsearch_solvers.meeting import Meeting
-from mpsearch_solvers.method import Outcome, Run, relative_gap
+from mpsearch_solvers.method import Outcome, Run
 from mpsearch_solvers.presolve import Prepared, Presolve
 from mpsearch_solvers.problem import Floats, Ints
+from mpsearch_solvers.proof import Proof
 from mpsearch_solvers.tree import (
     Node,
     bound_part,
@@ -44,8 +45,6 @@ _POLISHES = 6
 _POLISH_SWAPS = 400
 _PAIRS = 3e6
 
-
-NAME = "decomposition"
 NODES = 3_000
 """Nodes to branch to by default; a caller who asks for more wants no MIP solver before that."""
 
@@ -69,17 +68,16 @@ class Settings:
 
 @dataclass
 class Search:
-    """The state of one solve; scaled units inside, original units at its edges."""
+    """The steps of one solve, in scaled units."""
 
     prepared: Prepared
     run: Run
     settings: Settings
-    incumbent: Ints | None = None
-    value: float = math.inf
-    closed: float = math.inf  # least bound, scaled, of all that was closed
-    floor: float = -math.inf  # bound, scaled, on all that is open
-    multipliers: Floats | None = None
+    proof: Proof = field(init=False)
     listed: int = 0  # length of the longer list last made
+
+    def __post_init__(self) -> None:
+        self.proof = Proof(self.prepared, self.run)
 
     def solve(self) -> Outcome:
         """Bound, list and prove.
@@ -88,20 +86,20 @@ class Search:
             The incumbent with the bound that was proven.
         """
         knapsack = self.prepared.knapsack
-        self._offer(self.run.start)
+        self.proof.offer(self.run.start)
         if not self.prepared.rows:
-            self._offer(knapsack.loss.argmin(axis=1))
-            self.multipliers = np.zeros(0)
-            self.floor = math.inf
-            return self._outcome()
+            self.proof.offer(knapsack.loss.argmin(axis=1))
+            self.proof.multipliers = np.zeros(0)
+            self.proof.floor = math.inf
+            return self.proof.outcome()
         root = self._root(knapsack)
         if root is None:
-            self.floor = math.inf
-            return self._outcome()
+            self.proof.floor = math.inf
+            return self.proof.outcome()
         self._round(root)
-        if root.point is None or self._is_closed(root.bound):
-            self.closed = root.bound
-            return self._outcome()
+        if root.point is None or self.proof.is_closed(root.bound):
+            self.proof.closed = root.bound
+            return self.proof.outcome()
         self._balance(root)
         self._dive(root)
         return self._grow(root)
@@ -111,20 +109,20 @@ class Search:
         core = root.core
         assert root.point is not None
         indices = balance(core, useful_options(core, _DIVE_SWAPS))
-        self._offer(root.part.whole(indices))
-        if self.incumbent is not None and root.bound >= self._target:
+        self.proof.offer(root.part.whole(indices))
+        if self.proof.suffices(root.bound):
             return
         for _ in range(_POLISHES):
             if self.run.is_over:
                 return
             better = self._polish(root, Core(core.knapsack, root.point, indices))
-            if better is None or root.bound >= self._target:
+            if better is None or self.proof.suffices(root.bound):
                 return
             indices = better
 
     def _polish(self, root: Node, core: Core) -> Ints | None:
         """Return the best choice up to four swaps away from a core's base, if it is better."""
-        reach = self._scaled_value - root.bound - core.start - self._tolerance
+        reach = self.proof.scaled_value - root.bound - core.start - self.proof.tolerance
         swaps = core.useful_swaps(reach, _POLISH_SWAPS)
         groups = halve(swaps)
         halves = (list_pairs(swaps, groups[0]), list_pairs(swaps, groups[1]))
@@ -133,7 +131,7 @@ class Search:
         meeting.match(swaps, groups, halves)
         if meeting.indices is None:
             return None
-        self._offer(root.part.whole(meeting.indices))
+        self.proof.offer(root.part.whole(meeting.indices))
         return meeting.indices
 
     def _dive(self, root: Node) -> None:
@@ -147,24 +145,24 @@ class Search:
         node = bound_part(part, self.run, root.point.multipliers, math.inf, 1, reach=0.1)
         idle = -_PATIENCE * _PATIENCE
         while node is not None and node.point is not None and idle < _PATIENCE:
-            if self.run.is_over or (self.incumbent is not None and root.bound >= self._target):
+            if self.run.is_over or self.proof.suffices(root.bound):
                 return
-            before = self.value
+            before = self.proof.value
             self._round(node)
             self._look(node, node.core)
             # More patience before the first success: large groups are rounded first.
-            idle = 0 if self.value < before else idle + 1
+            idle = 0 if self.proof.value < before else idle + 1
             node = self._best_child(node)
         if node is not None and node.point is None:
-            self._offer(node.part.decided)
+            self.proof.offer(node.part.decided)
 
     def _look(self, node: Node, core: Core) -> None:
         """Offer the best choice of one short list."""
-        needed = min(self._reach(node), self._needed(node)) - core.start
+        needed = min(self.proof.reach(node.bound), self._needed(node)) - core.start
         threshold = threshold_for(core, self.settings.node_sizes[0], needed)
         meeting = self._meet(node, core, threshold) if threshold > 0.0 else None
         if meeting is not None and meeting.indices is not None:
-            self._offer(node.part.whole(meeting.indices))
+            self.proof.offer(node.part.whole(meeting.indices))
 
     def _best_child(self, node: Node) -> Node | None:
         """Return the child of least bound among the options that the relaxation mixes."""
@@ -182,9 +180,9 @@ class Search:
         start = self._start_prices()
         root = bound_part(whole_part(knapsack), self.run, start, math.inf, 0)
         if root is not None and root.point is not None:
-            self.floor = root.bound
-            self.multipliers = root.point.multipliers
-            self._tell("dual bound")
+            self.proof.floor = root.bound
+            self.proof.multipliers = root.point.multipliers
+            self.proof.tell("dual bound")
         return root
 
     def _start_prices(self) -> Floats | None:
@@ -195,56 +193,44 @@ class Search:
         prices: Floats = given[rows] * self.prepared.scales / self.prepared.objective.scale
         return prices
 
-    def _offer(self, indices: Ints | None) -> bool:
-        """Take a choice as incumbent if it is feasible and better; returns whether it was."""
-        model = self.prepared.model
-        if indices is None or not model.is_feasible(indices):
-            return False
-        value = model.value(indices)
-        if value < self.value:
-            self.incumbent, self.value = indices, value
-            self._tell("incumbent")
-            return True
-        return False
-
     def _round(self, node: Node) -> None:
         """Take the best feasible minimiser that the dual passed; at the root, else a greedy one."""
         part = node.part
         if node.point is None:
-            self._offer(part.decided)
+            self.proof.offer(part.decided)
             return
         slack = 1e-12 * np.maximum(1.0, np.abs(part.knapsack.limit))
         inside = [point for point in node.visited if (point.slope <= slack).all()]
         if inside:
             best = min(inside, key=lambda point: part.knapsack.total(point.indices))
-            if part.loss + part.knapsack.total(best.indices) < self._scaled_value:
-                self._offer(part.whole(best.indices))
-        if self.incumbent is None and node.depth == 0:
+            if part.loss + part.knapsack.total(best.indices) < self.proof.scaled_value:
+                self.proof.offer(part.whole(best.indices))
+        if self.proof.incumbent is None and node.depth == 0:
             found = Greedy().solve(self.prepared.model, replace(self.run, report=None))
-            self._offer(found.indices)
+            self.proof.offer(found.indices)
 
     def _grow(self, root: Node) -> Outcome:
         """Branch, best bound first, until every node is closed by its bound or by its list."""
         count = 0
         open_nodes: list[tuple[float, int, Node]] = [(root.bound, count, root)]
         while open_nodes:
-            self.floor = open_nodes[0][0]
+            self.proof.floor = open_nodes[0][0]
             if self.run.is_over:
-                return self._outcome()
+                return self.proof.outcome()
             if count > self.settings.nodes or self._is_stuck(count, root):
                 return self._hand_over(root)
             _, _, node = heapq.heappop(open_nodes)
-            if self._is_closed(node.bound) or self._list(node):
+            if self.proof.is_closed(node.bound) or self._list(node):
                 continue
             if self.run.remaining == 0.0:
-                self.closed = min(self.closed, node.bound)
-                return self._outcome()
+                self.proof.closed = min(self.proof.closed, node.bound)
+                return self.proof.outcome()
             for child in self._branch(node):
                 count += 1
                 heapq.heappush(open_nodes, (child.bound, count, child))
-            self._tell("branching")
-        self.floor = math.inf
-        return self._outcome()
+            self.proof.tell("branching")
+        self.proof.floor = math.inf
+        return self.proof.outcome()
 
     def _is_stuck(self, count: int, root: Node) -> bool:
         """Return whether branching raises the bound too slowly to be worth going on."""
@@ -254,19 +240,19 @@ class Search:
         asked = max((part for nodes, part in _PROGRESS.items() if count >= nodes), default=0.0)
         if not asked or self.settings.nodes > NODES:
             return False
-        way = self._target - root.bound
-        return not self.floor - root.bound >= asked * way
+        way = self.proof.target - root.bound
+        return not self.proof.floor - root.bound >= asked * way
 
     def _branch(self, node: Node) -> list[Node]:
         assert node.point is not None
         group = branching_group(node)
-        kept = node.core.kept(self._reach(node))
+        kept = node.core.kept(self.proof.reach(node.bound))
         nodes = []
         for part in children(node, group, kept, np.flatnonzero(kept[group]).tolist()):
             if self.run.is_over:
-                self.closed = min(self.closed, node.bound)
+                self.proof.closed = min(self.proof.closed, node.bound)
                 break
-            ceiling = self._scaled_value if self.incumbent is not None else math.inf
+            ceiling = self.proof.scaled_value if self.proof.incumbent is not None else math.inf
             child = bound_part(
                 part, self.run, node.point.multipliers, ceiling, node.depth + 1, reach=0.1
             )
@@ -274,50 +260,18 @@ class Search:
                 continue
             child = replace(child, bound=max(child.bound, node.bound))
             self._round(child)
-            if not self._is_closed(child.bound) and child.point is not None:
+            if not self.proof.is_closed(child.bound) and child.point is not None:
                 nodes.append(child)
         return nodes
 
-    @property
-    def _scaled_value(self) -> float:
-        return self.prepared.objective.convert(self.value)
-
-    @property
-    def _tolerance(self) -> float:
-        """What counts as equal in scaled units."""
-        if self.incumbent is None:
-            return 1e-12
-        return 1e-12 * max(1.0, abs(self._scaled_value))
-
-    @property
-    def _target(self) -> float:
-        """The bound, in scaled units, that proves the gap asked for."""
-        if self.incumbent is None:
-            return math.inf
-        goal = self.value - self.run.gap * abs(self.value) * (1 - 1e-9)
-        return min(self.prepared.objective.convert(goal), self._scaled_value - self._tolerance)
-
-    def _reach(self, node: Node) -> float:
-        """Return the excess above which a choice of this node cannot improve."""
-        if self.incumbent is None:
-            return math.inf
-        return max(self._scaled_value - node.bound, 0.0) + self._tolerance
-
     def _needed(self, node: Node) -> float:
         """Return the excess up to which a node's list must be complete to close it."""
-        if self.incumbent is not None:
-            return self._target - node.bound
+        if self.proof.incumbent is not None:
+            return self.proof.target - node.bound
         # No choice loses more than this, so a list up to here holds every feasible one.
         knapsack = node.part.knapsack
         most = node.part.loss + float(np.where(knapsack.allowed, knapsack.loss, 0.0).max(1).sum())
         return (most - node.bound) * (1 + 1e-9) + 1e-9
-
-    def _is_closed(self, bound: float) -> bool:
-        """Return whether nothing above a bound matters any more, and note the bound if so."""
-        if self.incumbent is None or bound < self._target:
-            return False
-        self.closed = min(self.closed, bound)
-        return True
 
     def _list(self, node: Node) -> bool:
         """List a node's choices by excess, to growing thresholds; returns whether it is closed."""
@@ -329,27 +283,29 @@ class Search:
                 break
             needed = self._needed(node)
             # A short list costs nothing, so it proves all it can, not only the gap asked for.
-            most = max(needed, self._reach(node)) if size == sizes[0] else needed
-            threshold = threshold_for(core, size, most if self.incumbent is not None else needed)
+            most = needed
+            if size == sizes[0] and self.proof.incumbent is not None:
+                most = max(needed, self.proof.reach(node.bound))
+            threshold = threshold_for(core, size, most)
             if threshold <= listed:
                 continue
             meeting = self._meet(node, core, threshold)
             if meeting is None:
                 self.listed = sizes[-1]
                 return False
-            found = self._offer(
+            found = self.proof.offer(
                 None if meeting.indices is None else node.part.whole(meeting.indices)
             )
             if meeting.is_complete:
                 listed = threshold
                 excess = meeting.best if found else math.inf
-                if self._is_closed(node.bound + min(threshold, excess)):
+                if self.proof.is_closed(node.bound + min(threshold, excess)):
                     return True
-                if self.incumbent is None and threshold >= needed:
+                if self.proof.incumbent is None and threshold >= needed:
                     return True
             if node.depth == 0:
-                self.floor = max(self.floor, node.bound + min(listed, meeting.best))
-            self._tell("listing")
+                self.proof.floor = max(self.proof.floor, node.bound + min(listed, meeting.best))
+            self.proof.tell("listing")
             if self.run.is_over:
                 return False
         return False
@@ -369,8 +325,8 @@ class Search:
                 return None
             self.listed = max(len(first.excess), len(second.excess))
             reach = math.inf
-            if self.incumbent is not None:
-                reach = self._scaled_value - node.bound - core.start - self._tolerance
+            if self.proof.incumbent is not None:
+                reach = self.proof.scaled_value - node.bound - core.start - self.proof.tolerance
             widest = _affordable(core, (first.spent, second.spent), threshold)
             meeting = self._meeting(node, core, min(reach, widest))
             meeting.match(swaps, groups, (first, second))
@@ -392,45 +348,16 @@ class Search:
         from mpsearch_solvers.ilp import Ilp
 
         model = self.prepared.model
-        if self.settings.presolve.fixing and self.incumbent is not None:
-            model = model.restricted(root.core.kept(self._reach(root) * (1 + 1e-9)))
+        if self.settings.presolve.fixing and self.proof.incumbent is not None:
+            model = model.restricted(root.core.kept(self.proof.reach(root.bound) * (1 + 1e-9)))
         answer = Ilp().solve(model, replace(self.run, start=None))
-        self._offer(answer.indices)
+        self.proof.offer(answer.indices)
         if answer.bound is not None:
-            self.floor = max(self.floor, self.prepared.objective.convert(answer.bound))
+            self.proof.floor = max(self.proof.floor, self.prepared.objective.convert(answer.bound))
         elif answer.exhausted:
-            self.floor = math.inf
+            self.proof.floor = math.inf
         note = f"a MIP solver finished the core. {answer.note}".strip()
-        return replace(self._outcome(), solver=answer.solver, note=note)
-
-    @property
-    def _bound(self) -> float | None:
-        """The proven bound in original units."""
-        scaled = min(self.closed, self.floor)
-        if scaled == -math.inf:
-            return None
-        if self.incumbent is not None and scaled >= self._scaled_value - 2.0 * self._tolerance:
-            return self.value
-        return self.prepared.objective.restore(scaled) if scaled < math.inf else None
-
-    def _tell(self, stage: str) -> None:
-        value = self.value if self.incumbent is not None else None
-        self.run.tell(NAME, self._bound, value, stage)
-
-    def _outcome(self) -> Outcome:
-        prices = None
-        if self.multipliers is not None:
-            prices = np.zeros(len(self.prepared.model.rows))
-            with np.errstate(over="ignore"):
-                scale = self.prepared.objective.scale / self.prepared.scales
-            prices[list(self.prepared.rows)] = self.multipliers * scale
-        is_infeasible = self.incumbent is None and min(self.closed, self.floor) == math.inf
-        bound = self._bound
-        is_proven = self.incumbent is not None and bound is not None
-        exhausted = is_infeasible or (
-            is_proven and relative_gap(self.value, bound or 0.0) <= self.run.gap
-        )
-        return Outcome(self.incumbent, bound, exhausted, multipliers=prices)
+        return replace(self.proof.outcome(), solver=answer.solver, note=note)
 
 
 def _affordable(core: Core, spent: tuple[Floats, Floats], threshold: float) -> float:

@@ -61,6 +61,28 @@ class Interactions:
     options: Ints
     loss: Floats
 
+    @classmethod
+    def from_matrix(cls, matrix: Floats, allowed: Bools) -> Interactions:
+        """List the pairs of a square matrix that are not zero.
+
+        Args:
+            matrix: Shape (groups x options) squared, groups outermost; an unordered pair's loss
+                stands in both its cells, of which the upper one is read.
+            allowed: Which options a group has, shape (groups, options); pairs with others are left
+                out.
+
+        Returns:
+            The pairs, in row order.
+        """
+        width = allowed.shape[1]
+        usable = np.outer(allowed.ravel(), allowed.ravel())
+        first, second = np.nonzero(np.triu(np.where(usable, matrix, 0.0), 1))
+        return cls(
+            np.stack([first // width, second // width], axis=1),
+            np.stack([first % width, second % width], axis=1),
+            matrix[first, second],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from instances import random_problem
 
-from mpsearch_solvers import Problem, ProblemError, solve
+from mpsearch_solvers import Interactions, Problem, ProblemError, solve
 
 DOCUMENT = {
     "version": 1,
@@ -263,3 +264,30 @@ def test_an_offending_value_of_any_size_leaves_a_message_of_one_screen():
         Problem.from_dict(tiny(limits={"s": "9" * 100_000}))
     assert "limits.s" in str(caught.value)
     assert len(str(caught.value)) < 1_500
+
+
+def test_pairs_of_a_matrix_cost_what_the_matrix_says():
+    rng = np.random.default_rng(8)
+    groups, width = 4, 3
+    loss = rng.random((groups, width))
+    matrix = rng.normal(size=(groups * width, groups * width))
+    matrix = np.triu(matrix, 1) + np.triu(matrix, 1).T
+    for group in range(groups):
+        own = slice(group * width, (group + 1) * width)
+        matrix[own, own] = 0.0
+    allowed = np.ones((groups, width), dtype=bool)
+    allowed[2, 1] = False
+    pairs = Interactions.from_matrix(matrix, allowed)
+    assert not ((pairs.groups == 2) & (pairs.options == 1)).any()
+    cost = {"size": np.ones((groups, width))}
+    problem = Problem.from_arrays(loss, cost, {"size": groups}, allowed=allowed, interactions=pairs)
+    least = min(
+        loss[range(groups), columns].sum()
+        + sum(
+            matrix[a * width + columns[a], b * width + columns[b]]
+            for a, b in itertools.combinations(range(groups), 2)
+        )
+        for columns in itertools.product(range(width), repeat=groups)
+        if columns[2] != 1
+    )
+    assert solve(problem, "quadratic", gap=0).objective == pytest.approx(least)
