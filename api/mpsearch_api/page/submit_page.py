@@ -25,6 +25,10 @@ MENUS = {
     "grouped 4-bit, 8-bit": ["int3_g64", "int4_g128", "int8"],
 }
 RESOURCES = ["weight_memory", "activation_memory", "average_bits", "bops", "latency", "energy"]
+AIMS = {
+    "loss": "Least loss within the budgets",
+    "use": "Least use of a resource at a bearable drop of the metric",
+}
 FIELD = "w-full sm:w-96"
 
 
@@ -77,7 +81,8 @@ class _Form:
             self.estimator.classes(FIELD)
             self.hardware = ui.select(devices, label="Hardware", clearable=True, with_input=True)
             self.hardware.classes(FIELD)
-        heading("Budgets")
+        heading("Aim and budgets")
+        self._ask_aim()
         self.rows = ui.column().classes("w-full")
         self._add_budget("weight_memory", "0.12x")
         ui.button("Another budget", icon="add", on_click=lambda: self._add_budget("bops", "50%"))
@@ -87,6 +92,9 @@ class _Form:
             self.memory = ui.input("Memory", value="4GiB")
             self.time = ui.number("Time limit, seconds", value=3600, min=1)
             self.verify = ui.checkbox("Run the answer on the model", value=True)
+            self.refine = ui.number("Proposals to measure", min=0, precision=0)
+            self.refine.classes("w-72").props('hint="beside the predicted best; empty: as usual"')
+            self.refine.bind_visibility_from(self.aim, "value", value="loss")
         ui.button("Start the search", icon="play_arrow", on_click=self._submit).props("size=lg")
 
     async def _chooser(self, kind: StoredKind, bundled: str, extra: str | None) -> ui.select:
@@ -146,6 +154,15 @@ class _Form:
             " emit(said || 'the upload was interrupted') }",
         )
 
+    def _ask_aim(self) -> None:
+        self.aim = ui.radio(AIMS, value="loss").props('inline aria-label="Aim"')
+        with ui.row().classes("w-full items-center") as row:
+            self.least = ui.select(RESOURCES, label="Least", value="weight_memory")
+            self.least.classes("w-56")
+            self.drop = ui.number("Largest drop, percent", value=1, min=0, max=99)
+            self.drop.classes("w-56").props('hint="of the metric, measured"')
+        row.bind_visibility_from(self.aim, "value", value="use")
+
     def _add_budget(self, resource: str, amount: str) -> None:
         with self.rows, ui.row().classes("w-full items-center") as row:
             pair = (
@@ -171,9 +188,15 @@ class _Form:
             "verify": self.verify.value,
             "seed": int(self.seed.value or 0),
             "label": self.label.value or "",
+            **self._aim(),
             "execution": Execution(memory=self.memory.value, time_limit=self.time.value),
         }
         return JobRequest(**given)
+
+    def _aim(self) -> dict[str, Any]:
+        if self.aim.value == "loss":
+            return {} if self.refine.value is None else {"refine": int(self.refine.value)}
+        return {"goal": f"min:{self.least.value}", "max_drop": float(self.drop.value or 0) / 100}
 
     async def _submit(self) -> None:
         try:

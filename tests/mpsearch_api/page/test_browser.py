@@ -38,6 +38,10 @@ def press(browser, words: str) -> None:
     button.click()
 
 
+def press_label(browser, words: str) -> None:
+    browser.find_element("xpath", f"//*[text()[contains(., '{words}')]]").click()
+
+
 def labelled(browser, label: str):
     return browser.find_element("css selector", f"input[aria-label='{label}']")
 
@@ -116,6 +120,44 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
     before = {layer: int(option[1]) for layer, option in found.layers.items()}
     assert sum(bits.values()) < sum(before.values())
     assert not broken(browser)
+
+
+def open_form(server, browser) -> None:
+    browser.get(f"{server}/new")
+    wait_until(lambda: "START THE SEARCH" in text_of(browser).upper(), 60, lambda: text_of(browser))
+
+
+def start(server, browser):
+    """Press the button; return the job that the service then has."""
+    press(browser, "Start the search")
+    wait_until(lambda: "/jobs/" in browser.current_url, 60, lambda: text_of(browser))
+    return Client(server).job(browser.current_url.rsplit("/", 1)[-1])
+
+
+def test_the_least_use_at_a_bearable_drop_can_be_asked_for(server, browser):
+    open_form(server, browser)
+    assert "Largest drop" not in text_of(browser)
+    press_label(browser, "Least use of a resource")
+    refill(labelled(browser, "Largest drop, percent"), "2")
+    browser.find_element("css selector", "button[aria-label='Remove this budget']").click()
+    asked = start(server, browser).request
+    assert (asked.goal, asked.max_drop, asked.refine) == ("min:weight_memory", 0.02, None)
+    assert asked.budget == {}
+    wait_until(lambda: "Another budget" in text_of(browser), 180, lambda: text_of(browser))
+    assert not broken(browser)
+
+
+def test_how_many_proposals_are_measured_can_be_said(server, browser):
+    open_form(server, browser)
+    press_label(browser, "More")
+    wait_until(lambda: labelled(browser, "Proposals to measure").is_displayed(), 20)
+    refill(labelled(browser, "Proposals to measure"), "3")
+    job = start(server, browser)
+    assert (job.request.refine, job.request.goal) == (3, None)
+    assert Client(server).wait(job, timeout=180).status == "succeeded"
+    found = Client(server).result(job)
+    assert found.refinement is not None
+    assert found.refinement.proposals == 3
 
 
 def test_every_byte_of_the_page_comes_from_the_server_itself(server, browser):
