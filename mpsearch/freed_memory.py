@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+
+from mpsearch.process_wide import ProcessWide
 
 __all__ = ["freed_memory_kept"]
 
@@ -42,39 +43,25 @@ def freed_memory_kept() -> Iterator[None]:
     Yields:
         Nothing.
     """
+    with _KEPT:
+        yield
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
     library = _glibc()
     if library is None:
         yield
         return
-    _CONTEXTS.enter(library)
+    _set(library, _KEEPING)
     try:
         yield
     finally:
-        _CONTEXTS.leave(library)
+        _set(library, _USUAL)
+        library.malloc_trim(0)
 
 
-class _Contexts:
-    """Counts the open contexts of all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def enter(self, library: ctypes.CDLL) -> None:
-        with self._lock:
-            self._count += 1
-            if self._count == 1:
-                _set(library, _KEEPING)
-
-    def leave(self, library: ctypes.CDLL) -> None:
-        with self._lock:
-            self._count -= 1
-            if self._count == 0:
-                _set(library, _USUAL)
-                library.malloc_trim(0)
-
-
-_CONTEXTS = _Contexts()
+_KEPT = ProcessWide(_kept)
 
 
 @cache

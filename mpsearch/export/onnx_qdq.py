@@ -31,6 +31,7 @@ from mpsearch.formats import Format, Half, Option, Scaled, parse_option
 from mpsearch.models.fields import FieldTensor, unpack_fields
 from mpsearch.models.kinds import WeightSites, weight_sites
 from mpsearch.models.running import evaluation_mode
+from mpsearch.process_wide import ProcessWide
 from mpsearch.ranges import saved_ranges
 from mpsearch.schemas import Allocation
 from mpsearch.schemas.document import write_atomically
@@ -250,7 +251,7 @@ def _exported(model: nn.Module, example: Tensor, opset: int) -> ModelProto:
     named = isinstance(example, FieldTensor)
     fields = unpack_fields(example) if isinstance(example, FieldTensor) else {}
     try:
-        with torch.no_grad(), evaluation_mode(model), _quiet():
+        with torch.no_grad(), evaluation_mode(model), _QUIET:
             program = torch.onnx.export(
                 model,
                 () if named else (example,),
@@ -290,3 +291,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+_QUIET = ProcessWide(_quiet)

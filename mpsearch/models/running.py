@@ -16,6 +16,7 @@ from mpsearch.errors import DataError, ModelError
 from mpsearch.models.fields import FieldTensor, unpack_fields
 from mpsearch.models.named import NamedModel
 from mpsearch.models.run_limits import LimitedRun
+from mpsearch.process_wide import ProcessWide
 
 __all__ = ["evaluation_mode", "first_output", "forward"]
 
@@ -84,12 +85,15 @@ def forward(model: nn.Module, inputs: Tensor, *, owned: bool = False) -> Tensor:
     return found
 
 
+_SILENT = ProcessWide(lambda: redirect_stderr(io.StringIO()))
+_UNCOMPILED = ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
+
+
 def _uncompiled() -> AbstractContextManager[object]:
     """Context without torch.compile: code compiled before a hook was put on does not call it."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
+    return _UNCOMPILED
 
 
 def first_output(named: NamedModel, inputs: Tensor, batch_size: int = 1) -> Tensor:
@@ -110,7 +114,7 @@ def first_output(named: NamedModel, inputs: Tensor, batch_size: int = 1) -> Tens
         if named.limits is None:
             return forward(module, inputs)
         # torch.fx prints a traceback of its generated code; the error says what there is to say.
-        with redirect_stderr(io.StringIO()), LimitedRun(named.limits, named.name) as run:
+        with _SILENT, LimitedRun(named.limits, named.name) as run:
             output = forward(module, inputs)
     allowed = named.limits.memory
     if batch_size > 1 and run.peak * batch_size > allowed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from threading import Lock
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mpsearch.errors import DependencyError
 from mpsearch.models.layers import evaluation_mode, forward
+from mpsearch.process_wide import ProcessWide
 from mpsearch.sensitivity.differentiation import differentiated
 from mpsearch.sensitivity.protocol import ScoringTask
 
@@ -90,39 +90,16 @@ def hessian_vector_products(
         yield vector, graph.product(vector, keep=number < count - 1)
 
 
-class _Unfused:
-    """Keeps attention unfused for as long as anyone asks; torch's switch is one for all threads."""
-
-    def __init__(self) -> None:
-        self._lock, self._users = Lock(), 0
-        self._switch: AbstractContextManager[object] | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._switch = sdpa_kernel(SDPBackend.MATH)
-                self._switch.__enter__()
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._switch is not None:
-                self._switch.__exit__(None, None, None)
+_UNFUSED = ProcessWide(lambda: sdpa_kernel(SDPBackend.MATH))
 
 
-_UNFUSED = _Unfused()
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable() -> AbstractContextManager[None]:
     """Keep attention from fused kernels, whose backward pass cannot be differentiated again.
 
-    Yields:
-        Nothing.
+    Returns:
+        A context, for all threads.
     """
-    with _UNFUSED:
-        yield
+    return _UNFUSED
 
 
 def rademacher(tensors: Iterable[Tensor], seed: Sequence[int]) -> Iterator[Tensor]:

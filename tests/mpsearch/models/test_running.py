@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,3 +73,37 @@ def test_a_compiled_model_has_the_profile_of_its_source(estimator: str, warm: bo
     found = mp.profile(compiled, data, options=options, estimator=estimator)
     assert found.groups == [f"_orig_mod.{name}" for name in wanted.groups]
     assert (found.loss == wanted.loss).all()
+
+
+class Waiting(nn.Module):
+    """Waits in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inside.set()
+        assert self.go_on.wait(60)
+        return self.fc(x)
+
+
+def test_models_that_run_in_threads_leave_torch_compile_as_it_was() -> None:
+    runs = []
+
+    def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        runs.append(1)
+        return graph
+
+    with ThreadPoolExecutor(2) as pool:
+        models = [Waiting(), Waiting()]
+        done = []
+        for model in models:
+            done.append(pool.submit(forward, model, torch.zeros(1, 6)))
+            assert model.inside.wait(60)
+        for model, future in zip(models, done, strict=True):  # the first that came leaves first
+            model.go_on.set()
+            future.result(60)
+    torch.compile(Normalising().eval(), backend=counting)(torch.zeros(2, 6))
+    assert runs

@@ -45,7 +45,7 @@ def ray_variables(monkeypatch: pytest.MonkeyPatch, cluster: ClusterProcess) -> N
 
 
 @pytest.fixture(scope="session")
-def ray_executor(shared_cluster: ClusterProcess, tmp_path_factory) -> Iterator:
+def shared_executor(shared_cluster: ClusterProcess, tmp_path_factory) -> Iterator:
     """An executor connected to the cluster, used by many tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
@@ -56,6 +56,15 @@ def ray_executor(shared_cluster: ClusterProcess, tmp_path_factory) -> Iterator:
     wait_until(lambda: executor.ready() is None, lambda: executor.ready())
     yield executor
     executor.close()
+
+
+@pytest.fixture
+def ray_executor(shared_executor) -> Iterator:
+    """The executor; what a test leaves running is ended, or it would take room from the next."""
+    yield shared_executor
+    for run in list(shared_executor._runs.values()):
+        run.kill()
+    wait_until(lambda: shared_executor.ready() is None and not shared_executor._runs)
 
 
 @pytest.fixture
