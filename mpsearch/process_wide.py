@@ -1,12 +1,17 @@
-"""Contexts around switches that a process has one of, whatever thread throws them."""
+"""Contexts around switches that a process has one of, whatever thread throws them.
+
+Whoever throws the same switch must share the context: two of them would again save what the other
+has thrown.
+"""
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stderr
 
-__all__ = ["ProcessWide"]
+__all__ = ["SILENT_ERRORS", "ProcessWide"]
 
 
 class ProcessWide:
@@ -44,3 +49,7 @@ class ProcessWide:
             if not self._inside and self._thrown is not None:
                 thrown, self._thrown = self._thrown, None
                 thrown.__exit__(None, None, None)
+
+
+SILENT_ERRORS = ProcessWide(lambda: redirect_stderr(io.StringIO()))
+"""Context in which nothing that Python writes to standard error is seen."""

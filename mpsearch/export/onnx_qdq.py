@@ -14,7 +14,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from mpsearch.formats import Format, Half, Option, Scaled, parse_option
 from mpsearch.models.fields import FieldTensor, unpack_fields
 from mpsearch.models.kinds import WeightSites, weight_sites
 from mpsearch.models.running import evaluation_mode
-from mpsearch.process_wide import ProcessWide
+from mpsearch.process_wide import SILENT_ERRORS, ProcessWide
 from mpsearch.ranges import saved_ranges
 from mpsearch.schemas import Allocation
 from mpsearch.schemas.document import write_atomically
@@ -285,7 +285,7 @@ def _quiet() -> Iterator[None]:
         with (
             warnings.catch_warnings(),
             redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
+            SILENT_ERRORS,
         ):
             warnings.simplefilter("ignore")
             yield

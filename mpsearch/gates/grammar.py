@@ -39,6 +39,8 @@ _TOKEN = re.compile(
     r"[A-Za-zµμ]+)?|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?)|(?P<sign><=|>=|==|!=|<|>|=|\(|\)))"
 )
 LONGEST = 1000
+"""Characters that a gate may have."""
+
 _DEEPEST = 50
 
 

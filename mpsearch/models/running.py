@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from mpsearch.errors import DataError, ModelError
 from mpsearch.models.fields import FieldTensor, unpack_fields
 from mpsearch.models.named import NamedModel
 from mpsearch.models.run_limits import LimitedRun
-from mpsearch.process_wide import ProcessWide
+from mpsearch.process_wide import SILENT_ERRORS, ProcessWide
 
 __all__ = ["evaluation_mode", "first_output", "forward"]
 
@@ -85,7 +84,6 @@ def forward(model: nn.Module, inputs: Tensor, *, owned: bool = False) -> Tensor:
     return found
 
 
-_SILENT = ProcessWide(lambda: redirect_stderr(io.StringIO()))
 _UNCOMPILED = ProcessWide(lambda: torch.compiler.set_stance("force_eager"))
 
 
@@ -114,7 +112,7 @@ def first_output(named: NamedModel, inputs: Tensor, batch_size: int = 1) -> Tens
         if named.limits is None:
             return forward(module, inputs)
         # torch.fx prints a traceback of its generated code; the error says what there is to say.
-        with _SILENT, LimitedRun(named.limits, named.name) as run:
+        with SILENT_ERRORS, LimitedRun(named.limits, named.name) as run:
             output = forward(module, inputs)
     allowed = named.limits.memory
     if batch_size > 1 and run.peak * batch_size > allowed:

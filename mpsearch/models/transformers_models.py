@@ -23,6 +23,7 @@ from mpsearch.models.specs import ModelSpec, SpecPolicy, scheme
 from mpsearch.models.transformers_folder import CheckedFolder, check_folder
 from mpsearch.models.transformers_hub import model_folder
 from mpsearch.models.weights_file import check_finite
+from mpsearch.process_wide import ProcessWide
 
 __all__ = [
     "PaddingMask",
@@ -225,7 +226,7 @@ def _load(
         kind = _class_of(transformers, config)
         arguments = {k: v for k, v in wanted.items() if k in inspect.signature(kind).parameters}
         _check_size(kind, config, folder)
-        with _quiet(transformers):
+        with _QUIET:
             module, info = kind.from_pretrained(
                 str(folder.path),
                 config=config,
@@ -251,9 +252,11 @@ def _load(
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
+def _quiet() -> Iterator[None]:
     """Keep its report and bars off the terminal; what they say is in our notes and errors."""
-    logging = transformers.utils.logging
+    import transformers
+
+    logging: Any = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -263,6 +266,9 @@ def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+_QUIET = ProcessWide(_quiet)
 
 
 def _class_of(transformers: Any, config: Any) -> Any:  # noqa: ANN401

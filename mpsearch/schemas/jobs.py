@@ -125,6 +125,8 @@ class JobRequest(Record):
             raise ValueError("goal and max_drop belong together: min:weight_memory and 0.01")
         if self.goal is not None and self.refine:
             raise ValueError("refine looks for less loss within budgets, goal for less use: one")
+        if self.goal is not None and (minimised := self.goal.partition(":")[2]) in self.budget:
+            raise ValueError(f"{minimised} is minimised, so it takes no budget")
         return self
 
 

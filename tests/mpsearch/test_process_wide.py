@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
-from mpsearch.process_wide import ProcessWide
+from mpsearch.process_wide import SILENT_ERRORS, ProcessWide
 
 
 class Switch:
@@ -23,28 +27,44 @@ class Switch:
         self.is_on = before
 
 
-@pytest.mark.parametrize("leaving", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_the_last_who_leaves_puts_it_back(leaving: tuple[int, ...]) -> None:
+def test_who_comes_first_throws_it_and_who_leaves_last_puts_it_back() -> None:
     switch = Switch()
     wide = ProcessWide(switch.thrown_once)
-    for _ in range(2):
-        for _ in leaving:
-            wide.__enter__()
-        for _ in leaving:
-            assert switch.is_on
-            wide.__exit__(None, None, None)
+    everyone_is_inside = threading.Barrier(8)
+    seen = []
+
+    def stay(number: int) -> None:
+        with wide, wide:
+            everyone_is_inside.wait(60)
+            time.sleep(0.002 * (number * 5 % 8))  # they leave in another order
+            seen.append(switch.is_on)
+
+    for times in (1, 2):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(stay, range(8)))
         assert not switch.is_on
-    assert switch.thrown == 2
+        assert switch.thrown == times
+    assert seen == [True] * 16
 
 
-def test_contexts_that_overlap_would_leave_it_thrown() -> None:
-    switch = Switch()
-    first, second = switch.thrown_once(), switch.thrown_once()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
-    assert switch.is_on
+def test_standard_error_is_back_after_two_threads_were_silent() -> None:
+    before = sys.stderr
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with SILENT_ERRORS:
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    inside.wait(60)
+    with SILENT_ERRORS:
+        assert sys.stderr is not before
+        leave.set()
+        thread.join()
+        assert sys.stderr is not before
+    assert sys.stderr is before
 
 
 def test_an_error_inside_puts_it_back_and_passes() -> None:

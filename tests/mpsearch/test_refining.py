@@ -316,3 +316,19 @@ def test_a_goal_and_a_refinement_do_not_go_together():
             goal=Goal("weight_memory", 0.01),
             refine=4,
         )
+
+
+def test_what_is_minimised_takes_no_budget_and_nothing_is_scored_before_that_is_said():
+    from mpsearch.smallest import Goal
+
+    told = []
+    with pytest.raises(InputError, match="weight_memory is minimised"):
+        mp.search(
+            "digits-resnet",
+            "digits",
+            MENU,
+            {"weight_memory": "0.12x"},
+            goal=Goal("weight_memory", 0.01),
+            on_progress=told.append,
+        )
+    assert not told

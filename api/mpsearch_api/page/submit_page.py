@@ -25,6 +25,7 @@ MENUS = {
     "grouped 4-bit, 8-bit": ["int3_g64", "int4_g128", "int8"],
 }
 RESOURCES = ["weight_memory", "activation_memory", "average_bits", "bops", "latency", "energy"]
+FIRST_BUDGET = ("weight_memory", "0.12x")
 AIMS = {
     "loss": "Least loss within the budgets",
     "use": "Least use of a resource at a bearable drop of the metric",
@@ -84,7 +85,7 @@ class _Form:
         heading("Aim and budgets")
         self._ask_aim()
         self.rows = ui.column().classes("w-full")
-        self._add_budget("weight_memory", "0.12x")
+        self._add_budget(*FIRST_BUDGET)
         ui.button("Another budget", icon="add", on_click=lambda: self._add_budget("bops", "50%"))
         with ui.expansion("More").classes("w-full"), ui.row().classes("w-full items-center"):
             self.label = ui.input("Name for people").classes(FIELD)
@@ -162,6 +163,16 @@ class _Form:
             self.drop = ui.number("Largest drop, percent", value=1, min=0, max=99)
             self.drop.classes("w-56").props('hint="of the metric, measured"')
         row.bind_visibility_from(self.aim, "value", value="use")
+        self.aim.on_value_change(self._follow_aim)
+
+    def _follow_aim(self) -> None:
+        """Take away the budget that the form begins with, and bring it back, as the aim needs."""
+        values = [(resource.value, amount.value) for resource, amount in self.budgets]
+        if self.aim.value == "use" and values == [FIRST_BUDGET]:
+            self.budgets.clear()
+            self.rows.clear()
+        elif self.aim.value == "loss" and not values:
+            self._add_budget(*FIRST_BUDGET)
 
     def _add_budget(self, resource: str, amount: str) -> None:
         with self.rows, ui.row().classes("w-full items-center") as row:
@@ -196,7 +207,8 @@ class _Form:
     def _aim(self) -> dict[str, Any]:
         if self.aim.value == "loss":
             return {} if self.refine.value is None else {"refine": int(self.refine.value)}
-        return {"goal": f"min:{self.least.value}", "max_drop": float(self.drop.value or 0) / 100}
+        drop = None if self.drop.value is None else self.drop.value / 100
+        return {"goal": f"min:{self.least.value}", "max_drop": drop}
 
     async def _submit(self) -> None:
         try:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch._dynamo.eval_frame
 from torch import Tensor, nn
 
 import mpsearch as mp
@@ -102,6 +103,7 @@ def test_models_that_run_in_threads_leave_torch_compile_as_it_was() -> None:
         for model in models:
             done.append(pool.submit(forward, model, torch.zeros(1, 6)))
             assert model.inside.wait(60)
+        assert torch._dynamo.eval_frame._stance.stance == "force_eager"
         for model, future in zip(models, done, strict=True):  # the first that came leaves first
             model.go_on.set()
             future.result(60)

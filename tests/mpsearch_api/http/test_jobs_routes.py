@@ -73,6 +73,7 @@ def test_the_same_idempotency_key_submits_once(site: Site) -> None:
         ({"memory_limit": "0 B"}, "#/memory_limit", "0 B"),
         ({"refine": -1}, "#/refine", "greater than or equal to 0"),
         ({"refine": 4, "goal": "min:bops", "max_drop": 0.1}, "#", "refine"),
+        ({"goal": "min:weight_memory", "max_drop": 0.1}, "#", "takes no budget"),
         ({"budget": {}}, "#", "budget"),
         ({"modle": "x"}, "#/modle", "Extra inputs"),
     ],

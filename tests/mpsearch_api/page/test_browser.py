@@ -39,7 +39,8 @@ def press(browser, words: str) -> None:
 
 
 def press_label(browser, words: str) -> None:
-    browser.find_element("xpath", f"//*[text()[contains(., '{words}')]]").click()
+    inside = "*[contains(@class, 'q-radio') or contains(@class, 'q-expansion-item')]"
+    browser.find_element("xpath", f"//{inside}//*[text()[contains(., '{words}')]]").click()
 
 
 def labelled(browser, label: str):
@@ -139,11 +140,15 @@ def test_the_least_use_at_a_bearable_drop_can_be_asked_for(server, browser):
     assert "Largest drop" not in text_of(browser)
     press_label(browser, "Least use of a resource")
     refill(labelled(browser, "Largest drop, percent"), "2")
-    browser.find_element("css selector", "button[aria-label='Remove this budget']").click()
+    wait_until(lambda: not browser.find_elements("css selector", "input[aria-label=Amount]"), 20)
     asked = start(server, browser).request
     assert (asked.goal, asked.max_drop, asked.refine) == ("min:weight_memory", 0.02, None)
     assert asked.budget == {}
     wait_until(lambda: "Another budget" in text_of(browser), 180, lambda: text_of(browser))
+    answer = Client(server).result(browser.current_url.rsplit("/", 1)[-1])
+    assert answer.goal == "min:weight_memory"
+    measured = answer.verification
+    assert measured.float_model.metric - measured.allocation.metric <= 0.02
     assert not broken(browser)
 
 

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import ray
 
@@ -93,10 +93,10 @@ def _run(assignment: Assignment, order: Order, post: _Post) -> Report:
     limits = _with_devices(order.limits)
     downloads = assignment.downloads and not assignment.trusted
     with ExitStack() as stack:
+        cancellation = stack.enter_context(_Cancellation())
         executor = LocalExecutor(lambda _: limits, order.program, downloads=downloads)
         stack.callback(executor.close)
-        _wait_ready(executor)
-        cancellation = _Cancellation()
+        _wait_ready(executor, cancellation)
         if limits.isolated:
             # What is cut off from the network must not reach it through the workers of a cluster.
             run, relay = executor.start(assignment), None
@@ -134,9 +134,10 @@ def _wait_for(relay: Relay) -> None:
         select.select([relay], [], [], TURN)
 
 
-def _wait_ready(executor: LocalExecutor) -> None:
+def _wait_ready(executor: LocalExecutor, cancellation: _Cancellation) -> None:
     until = time.monotonic() + PATIENCE
     while (reason := executor.ready()) is not None:
+        cancellation.check()
         if time.monotonic() > until:
             raise DependencyError(f"the node {socket.gethostname()} cannot run jobs: {reason}")
         time.sleep(TURN)
@@ -155,11 +156,20 @@ def _report(ended: Ended) -> Report:
 
 
 class _Cancellation:
-    """Takes note of SIGINT, so that no call is cut off between its start and being known of."""
+    """Takes note of SIGINT, so that no call is cut off between its start and being known of.
+
+    Nor is what tidies up afterwards; one that comes when the job has ended changes nothing.
+    """
 
     def __init__(self) -> None:
         self._asked = False
+
+    def __enter__(self) -> Self:
         signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if there was one."""

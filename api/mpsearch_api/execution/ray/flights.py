@@ -88,6 +88,7 @@ class Flights:
         self._parcels: dict[str, Any] = {}
         self._waiting: deque[tuple[int, bytes, Sequence[str]]] = deque()
         self._running: dict[Any, int] = {}
+        self._withdrawn: list[Any] = []
 
     @property
     def busy(self) -> bool:
@@ -134,6 +135,7 @@ class Flights:
             found = [task for task, known in self._running.items() if known == number]
             for task in found:
                 del self._running[task]
+            self._withdrawn = _not_ended(self._withdrawn) + found
             self._launch()
         for task in found:
             ray.cancel(task, force=True)
@@ -165,16 +167,17 @@ class Flights:
     def close(self) -> None:
         """End every call, and wait until they have; one that never does is logged."""
         with self._lock:
-            left = list(self._running)
+            left = [*self._running, *self._withdrawn]
             self._waiting.clear()
             self._running.clear()
+            self._withdrawn.clear()
             self._parcels.clear()
         until = time.monotonic() + ENDING
         while left and time.monotonic() < until:
             # Ray ignores a request while an earlier one for the same task is on its way.
             for task in left:
                 ray.cancel(task, force=True)
-            _, left = ray.wait(left, num_returns=len(left), timeout=AGAIN)
+            left = _not_ended(left, AGAIN)
         if left:
             log.warning("%d calls did not end within %.0f s of being cancelled", len(left), ENDING)
 
@@ -184,6 +187,15 @@ class Flights:
             # Inside a list, so that a worker which has a parcel already does not read it again.
             parcels = [(key, self._parcels[key]) for key in keys]
             self._running[self._task.remote(body, parcels)] = number
+
+
+def _not_ended(tasks: list[Any], timeout: float = 0.0) -> list[Any]:
+    """Wait for tasks, whose outcomes nobody wants, and give those that have not ended."""
+    if not tasks:
+        return []
+    _, left = ray.wait(tasks, num_returns=len(tasks), timeout=timeout, fetch_local=False)
+    found: list[Any] = left
+    return found
 
 
 def _landed(number: int, task: Any) -> Landed:  # noqa: ANN401 - an ObjectRef

@@ -57,6 +57,9 @@ HANGS = 90.0
 GRACE = 2.0
 """Seconds that a cancelled attempt gets to end its calls and tidy up."""
 
+AGAIN = 0.5
+"""Seconds between attempts to end the process of one that has not ended by then."""
+
 WAITING = 10.0
 """Seconds after which a job is told that the cluster has no room for it."""
 
@@ -73,7 +76,8 @@ class _Task:
         since: When it was handed over.
         begun: Whether it has been heard of.
         warned: Whether its job was told that it waits.
-        cancelled: When it was last cancelled, or None.
+        cancelled: Whether it was cancelled.
+        forced: When its process is ended next, if it was cancelled.
     """
 
     order: Order
@@ -81,7 +85,8 @@ class _Task:
     since: float
     begun: bool = False
     warned: bool = False
-    cancelled: float | None = None
+    cancelled: bool = False
+    forced: float = 0.0
 
 
 class Gateway:
@@ -134,8 +139,8 @@ class Gateway:
             self._tasks[message.key] = _Task(order, ref, time.monotonic())
             return
         found = self._tasks.get(message.key)
-        if found is not None and found.cancelled is None:
-            found.cancelled = time.monotonic()
+        if found is not None and not found.cancelled:
+            found.cancelled, found.forced = True, time.monotonic() + GRACE
             # The attempt ends its own calls: one that Ray is asking gently cannot be forced.
             ray.cancel(found.ref, force=False, recursive=False)
 
@@ -171,10 +176,10 @@ class Gateway:
         """End what was cancelled and does not end; tell jobs that wait for room."""
         now = time.monotonic()
         for key, task in self._tasks.items():
-            if task.cancelled is not None:
-                if now - task.cancelled > GRACE:
+            if task.cancelled:
+                if now > task.forced:
                     # Again and again: Ray ignores a request while an earlier one is on its way.
-                    task.cancelled = now
+                    task.forced = now + AGAIN
                     ray.cancel(task.ref, force=True, recursive=True)
             elif not task.begun and not task.warned and now - task.since > WAITING:
                 task.warned = True
@@ -227,7 +232,7 @@ def _delivered(report: Report, task: _Task) -> Ended:
     try:
         produced = deliver(report.files, task.order.assignment.folder)
     except OSError as error:
-        if task.cancelled is not None:  # its folder is gone already, and nobody wants the files
+        if task.cancelled:  # its folder is gone already, and nobody wants the files
             return Ended(failure=report.failure, retry=report.retry)
         said = f"results could not be written on the dispatcher's machine: {error.strerror}"
         return Ended(failure=_died(said).failure, retry=True)
