@@ -136,8 +136,8 @@ def run_search(
             "refine looks for less loss within fixed budgets, a goal for the least use of a "
             "resource: ask for one of them"
         )
-    if goal is not None and budget and goal.resource in budget:
-        raise InputError(f"{goal.resource} is minimised, so it takes no budget")
+    if goal is not None:
+        goal.check_budget(budget)
     named, dataset = loaded(model, data, device)
     check_model(named, known_profile.model if known_profile else None, "profile")
     check_model(named, known_costs.model if known_costs else None, "cost table")

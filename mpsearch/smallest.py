@@ -58,6 +58,18 @@ class Goal:
             raise InputError(f"max drop {max_drop} must be at least 0 and below 1")
         return cls(resource, max_drop)
 
+    def check_budget(self, budget: Mapping[str, str | float]) -> None:
+        """Check that budgets can be kept beside the goal.
+
+        Args:
+            budget: Resource -> amount.
+
+        Raises:
+            InputError: One is of the resource that is minimised.
+        """
+        if self.resource in budget:
+            raise InputError(f"{self.resource} is minimised, so it takes no budget")
+
 
 def smallest_allocation(
     goal: Goal,
@@ -94,8 +106,7 @@ def smallest_allocation(
     """
     if run.loss.metric is None:
         raise InputError(f"the loss {run.loss.name} has no metric whose drop could be limited")
-    if goal.resource in budget:
-        raise InputError(f"{goal.resource} is minimised, so it takes no budget")
+    goal.check_budget(budget)
     curve = frontier(profile, costs, goal.resource, budget=budget or None, monotone=monotone)
     points = curve.points
     reference = run({}).metric

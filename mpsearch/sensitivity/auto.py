@@ -233,7 +233,10 @@ def proposal(
     widths = [FLOAT_BITS if o.weight.is_float else o.weight.bits for o in task.options]
     bits = np.outer(sizes / sizes.sum(), widths)
     least, most = bits.min(axis=1).sum(), bits.max(axis=1).sum()
-    pairs = scores.interactions
+    pairs = None
+    if scores.interactions is not None:
+        everything = np.ones_like(scores.loss, dtype=np.bool_)
+        pairs = Interactions.from_matrix(scores.interactions, everything)
     # Sums are solved in milliseconds; a looser gap would leave the answer to chance where many
     # allocations are about as good, and pairs are not proven much closer in the time.
     gap = 1e-6 if pairs is None else 1e-3
@@ -243,9 +246,7 @@ def proposal(
         limits={"bits": float(least + fraction * (most - least)) * (1 + 1e-12)},
         names=[layer.name for layer in task.layers],
         options=[option.name for option in task.options],
-        interactions=None
-        if pairs is None
-        else Interactions.from_matrix(pairs, np.ones_like(scores.loss, dtype=np.bool_)),
+        interactions=pairs,
     )
     method = "local_search" if quickly and pairs is not None else "auto"
     solution = solve(problem, method=method, gap=gap, time_limit=20.0, seed=task.seed)

@@ -223,7 +223,7 @@ class Search:
             if self.proof.is_closed(node.bound) or self._list(node):
                 continue
             if self.run.remaining == 0.0:
-                self.proof.closed = min(self.proof.closed, node.bound)
+                self.proof.close(node.bound)
                 return self.proof.outcome()
             for child in self._branch(node):
                 count += 1
@@ -250,7 +250,7 @@ class Search:
         nodes = []
         for part in children(node, group, kept, np.flatnonzero(kept[group]).tolist()):
             if self.run.is_over:
-                self.proof.closed = min(self.proof.closed, node.bound)
+                self.proof.close(node.bound)
                 break
             ceiling = self.proof.scaled_value if self.proof.incumbent is not None else math.inf
             child = bound_part(

@@ -112,8 +112,16 @@ class Proof:
         """
         if not self.suffices(bound):
             return False
-        self.closed = min(self.closed, bound)
+        self.close(bound)
         return True
+
+    def close(self, bound: float) -> None:
+        """Set choices aside, none of which loses less than a bound.
+
+        Args:
+            bound: Scaled.
+        """
+        self.closed = min(self.closed, bound)
 
     @property
     def bound(self) -> float | None:

@@ -63,17 +63,31 @@ def broken(browser) -> list[str]:
     return [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
+def wait_for_form(browser) -> None:
+    wait_until(lambda: "START THE SEARCH" in text_of(browser).upper(), 60, lambda: text_of(browser))
+
+
+def open_form(server, browser) -> None:
+    browser.get(f"{server}/new")
+    wait_for_form(browser)
+
+
+def start(server, browser):
+    """Press the button; return the job that the service then has."""
+    press(browser, "Start the search")
+    wait_until(lambda: "/jobs/" in browser.current_url, 60, lambda: text_of(browser))
+    return Client(server).job(browser.current_url.rsplit("/", 1)[-1])
+
+
 def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(server, browser):
     from selenium.webdriver.common.action_chains import ActionChains
 
     browser.get(f"{server}/")
     wait_until(lambda: "No jobs yet" in text_of(browser), 60, lambda: text_of(browser))
     browser.find_element("css selector", "a.q-btn[href='/new']").click()
-    wait_until(lambda: "START THE SEARCH" in text_of(browser).upper(), 60, lambda: text_of(browser))
+    wait_for_form(browser)
     refill(labelled(browser, "Amount"), "0.15x")
-    press(browser, "Start the search")
-    wait_until(lambda: "/jobs/" in browser.current_url, 60, lambda: text_of(browser))
-    job = browser.current_url.rsplit("/", 1)[-1]
+    job = start(server, browser).id
 
     bar = "[aria-labelledby=stage-profile]"
     shares = set()
@@ -123,29 +137,18 @@ def test_a_job_is_submitted_followed_and_asked_for_another_budget_by_its_slider(
     assert not broken(browser)
 
 
-def open_form(server, browser) -> None:
-    browser.get(f"{server}/new")
-    wait_until(lambda: "START THE SEARCH" in text_of(browser).upper(), 60, lambda: text_of(browser))
-
-
-def start(server, browser):
-    """Press the button; return the job that the service then has."""
-    press(browser, "Start the search")
-    wait_until(lambda: "/jobs/" in browser.current_url, 60, lambda: text_of(browser))
-    return Client(server).job(browser.current_url.rsplit("/", 1)[-1])
-
-
 def test_the_least_use_at_a_bearable_drop_can_be_asked_for(server, browser):
     open_form(server, browser)
     assert "Largest drop" not in text_of(browser)
     press_label(browser, "Least use of a resource")
     refill(labelled(browser, "Largest drop, percent"), "2")
     wait_until(lambda: not browser.find_elements("css selector", "input[aria-label=Amount]"), 20)
-    asked = start(server, browser).request
+    job = start(server, browser)
+    asked = job.request
     assert (asked.goal, asked.max_drop, asked.refine) == ("min:weight_memory", 0.02, None)
     assert asked.budget == {}
     wait_until(lambda: "Another budget" in text_of(browser), 180, lambda: text_of(browser))
-    answer = Client(server).result(browser.current_url.rsplit("/", 1)[-1])
+    answer = Client(server).result(job)
     assert answer.goal == "min:weight_memory"
     measured = answer.verification
     assert measured.float_model.metric - measured.allocation.metric <= 0.02

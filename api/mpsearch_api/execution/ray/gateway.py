@@ -76,8 +76,7 @@ class _Task:
         since: When it was handed over.
         begun: Whether it has been heard of.
         warned: Whether its job was told that it waits.
-        cancelled: Whether it was cancelled.
-        forced: When its process is ended next, if it was cancelled.
+        forced: When its process is ended next; None unless it was cancelled.
     """
 
     order: Order
@@ -85,8 +84,7 @@ class _Task:
     since: float
     begun: bool = False
     warned: bool = False
-    cancelled: bool = False
-    forced: float = 0.0
+    forced: float | None = None
 
 
 class Gateway:
@@ -139,8 +137,8 @@ class Gateway:
             self._tasks[message.key] = _Task(order, ref, time.monotonic())
             return
         found = self._tasks.get(message.key)
-        if found is not None and not found.cancelled:
-            found.cancelled, found.forced = True, time.monotonic() + GRACE
+        if found is not None and found.forced is None:
+            found.forced = time.monotonic() + GRACE
             # The attempt ends its own calls: one that Ray is asking gently cannot be forced.
             ray.cancel(found.ref, force=False, recursive=False)
 
@@ -176,7 +174,7 @@ class Gateway:
         """End what was cancelled and does not end; tell jobs that wait for room."""
         now = time.monotonic()
         for key, task in self._tasks.items():
-            if task.cancelled:
+            if task.forced is not None:
                 if now > task.forced:
                     # Again and again: Ray ignores a request while an earlier one is on its way.
                     task.forced = now + AGAIN
@@ -232,7 +230,7 @@ def _delivered(report: Report, task: _Task) -> Ended:
     try:
         produced = deliver(report.files, task.order.assignment.folder)
     except OSError as error:
-        if task.cancelled:  # its folder is gone already, and nobody wants the files
+        if task.forced is not None:  # its folder is gone already, and nobody wants the files
             return Ended(failure=report.failure, retry=report.retry)
         said = f"results could not be written on the dispatcher's machine: {error.strerror}"
         return Ended(failure=_died(said).failure, retry=True)
